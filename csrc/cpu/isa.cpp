@@ -1,0 +1,98 @@
+// The run-time choice of the instruction set, and the C ABI that forwards to it.
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include "kernels.h"
+
+namespace sk {
+namespace {
+
+// Best first. "avx512" needs what x86-64-v4 lists; "avx2" is x86-64-v3.
+const Isa kIsas[] = {
+#if defined(__x86_64__)
+    {"avx512",
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+              __builtin_cpu_supports("avx512vl");
+     },
+     &avx512::csr_kernels, avx512::fma_peak},
+    {"avx2",
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"); },
+     &avx2::csr_kernels, avx2::fma_peak},
+#endif
+    {"generic", [] { return true; }, &generic::csr_kernels, generic::fma_peak},
+};
+
+const Isa* find(const char* name) {
+  for (const Isa& candidate : kIsas)
+    if (candidate.supported() && (name == nullptr || strcmp(name, candidate.name) == 0)) return &candidate;
+  return nullptr;
+}
+
+struct Choice {
+  std::atomic<const Isa*> isa;
+  std::string error;
+  Choice() {
+    const char* wanted = getenv("SPARSEKERN_ISA");
+    if (wanted != nullptr && *wanted == '\0') wanted = nullptr;
+    const Isa* found = find(wanted);
+    if (found == nullptr) {
+      error = "SPARSEKERN_ISA must name an instruction set of this CPU (";
+      for (const Isa& candidate : kIsas)
+        if (candidate.supported()) error += std::string(candidate.name) + (&candidate == std::end(kIsas) - 1 ? "" : ", ");
+      error += std::string("), got \"") + wanted + "\"";
+      found = find(nullptr);
+    }
+    isa = found;
+  }
+};
+
+Choice& choice() {
+  static Choice instance;
+  return instance;
+}
+
+}  // namespace
+
+const Isa& isa() { return *choice().isa.load(std::memory_order_relaxed); }
+
+}  // namespace sk
+
+extern "C" {
+
+const char* sk_isa(void) { return sk::isa().name; }
+
+const char* sk_isa_error(void) { return sk::choice().error.empty() ? nullptr : sk::choice().error.c_str(); }
+
+int sk_set_isa(const char* name) {
+  const sk::Isa* found = sk::find(name);
+  if (found == nullptr || name == nullptr) return -1;
+  sk::choice().isa = found;
+  return 0;
+}
+
+double sk_fma_peak(double seconds) { return sk::isa().fma_peak(seconds); }
+
+int64_t sk_csr_linear_workspace(const sk_csr* w, const int32_t* perm, sk_dtype dtype) {
+  return perm == nullptr ? 0 : w->nnz * (dtype == SK_BFLOAT16 ? 2 : 4);
+}
+
+void sk_csr_linear(const sk_csr* w, const void* values, const int32_t* perm, const sk_matrix* x, const void* bias,
+                   const sk_matrix* y, void* workspace, sk_dtype dtype, const sk_threads* threads) {
+  sk::isa().csr->linear(w, values, perm, x, bias, y, workspace, dtype, threads);
+}
+
+int64_t sk_csr_linear_backward_weight_workspace(const sk_csr* w, int64_t batch, sk_dtype dtype) {
+  return sk::isa().csr->backward_weight_workspace(w, batch, dtype);
+}
+
+void sk_csr_linear_backward_weight(const sk_csr* w, const sk_matrix* grad, const sk_matrix* x, void* grad_values,
+                                   void* workspace, sk_dtype dtype, const sk_threads* threads) {
+  sk::isa().csr->backward_weight(w, grad, x, grad_values, workspace, dtype, threads);
+}
+
+}  // extern "C"

@@ -1,0 +1,36 @@
+// What each ISA's build of a format exports, and how the one for this CPU is found.
+#pragma once
+
+#include "sparsekern/csr.h"
+
+namespace sk {
+
+struct CsrKernels {
+  decltype(&sk_csr_linear) linear;
+  decltype(&sk_csr_linear_backward_weight_workspace) backward_weight_workspace;
+  decltype(&sk_csr_linear_backward_weight) backward_weight;
+};
+
+#define SK_DECLARE_ISA(isa)              \
+  namespace isa {                        \
+  extern const CsrKernels csr_kernels;   \
+  double fma_peak(double seconds);       \
+  }
+SK_DECLARE_ISA(generic)
+#if defined(__x86_64__)
+SK_DECLARE_ISA(avx2)
+SK_DECLARE_ISA(avx512)
+#endif
+#undef SK_DECLARE_ISA
+
+struct Isa {
+  const char* name;
+  bool (*supported)();
+  const CsrKernels* csr;
+  double (*fma_peak)(double seconds);
+};
+
+// The ISA in use.
+const Isa& isa();
+
+}  // namespace sk

@@ -1,0 +1,113 @@
+// Panels: `width` batch columns of a matrix, feature-major and float32, contiguous: panel[feature * width + column].
+// A kernel that multiplies one weight with a whole row of a panel uses full vectors whatever the sparsity is. Packing is
+// where batch-major data are transposed (in registers) and bfloat16 data are widened; all formats share it.
+#pragma once
+
+#include <cstdlib>
+
+#include "simd.h"
+#include "sparsekern/common.h"
+
+namespace sk::SK_ISA {
+
+// 64 floats are 4 AVX-512 or 8 AVX2 accumulators; SSE's 16 registers hold 8 x 4 floats beside the operands.
+constexpr int kPanel = kLanes >= 8 ? 64 : 32;
+
+template <class T>
+inline T min(T a, T b) {
+  return a < b ? a : b;
+}
+template <class T>
+inline T max(T a, T b) {
+  return a > b ? a : b;
+}
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Batch columns [begin, begin + count) as a panel of `width` >= count columns.
+struct Slice {
+  int64_t begin, count;
+  int width;
+};
+
+// Slice p of a batch: kPanel columns each, the last one rounded up to whole vectors.
+inline Slice slice(int64_t batch, int64_t p) {
+  const int64_t begin = p * kPanel, count = min<int64_t>(kPanel, batch - begin);
+  return {begin, count, int(ceil_div(count, kLanes) * kLanes)};
+}
+
+// Memory of one thread, kept from call to call: at most a panel of x and a chunk of y, so they stay in its L2 cache.
+class Scratch {
+ public:
+  float* floats(int64_t count) {
+    if (count > size_) {
+      free(data_);
+      size_ = ceil_div(count, 1024) * 1024;
+      data_ = static_cast<float*>(aligned_alloc(64, size_ * sizeof(float)));
+      if (data_ == nullptr) abort();
+    }
+    return data_;
+  }
+  ~Scratch() { free(data_); }
+
+ private:
+  float* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+// panel[(f - begin) * width + c] = m[batch s.begin + c, f] for features [begin, end); columns past s.count are zero.
+template <class T>
+void pack(const sk_matrix& m, int64_t begin, int64_t end, Slice s, float* panel) {
+  const T* data = static_cast<const T*>(m.data) + s.begin * m.stride_batch + begin * m.stride_feature;
+  const int64_t features = end - begin;
+  if (m.stride_batch == 1) {
+    for (int64_t f = 0; f < features; f++)
+      for (int c = 0; c < s.width; c += kLanes)
+        store(panel + f * s.width + c, load_first(data + f * m.stride_feature + c, max<int64_t>(0, s.count - c)));
+    return;
+  }
+  for (int64_t f = 0; f < features; f += kLanes) {
+    const int64_t n = min<int64_t>(kLanes, features - f);
+    for (int c = 0; c < s.width; c += kLanes) {
+      vec block[kLanes];
+      for (int i = 0; i < kLanes; i++)
+        block[i] = c + i < s.count ? load_first(data + (c + i) * m.stride_batch + f, n) : vec{};
+      transpose(block);
+      for (int i = 0; i < n; i++) store(panel + (f + i) * s.width + c, block[i]);
+    }
+  }
+}
+
+// The reverse: m[batch s.begin + c, f] = panel[(f - begin) * stride + c] for features [begin, end), c < s.count.
+template <class T>
+void unpack(const sk_matrix& m, int64_t begin, int64_t end, Slice s, const float* panel) {
+  T* data = static_cast<T*>(m.data) + s.begin * m.stride_batch + begin * m.stride_feature;
+  const int64_t features = end - begin;
+  if (m.stride_batch == 1) {
+    for (int64_t f = 0; f < features; f++)
+      for (int64_t c = 0; c < s.count; c += kLanes)
+        store_first(data + f * m.stride_feature + c, load(panel + f * s.width + c), s.count - c);
+    return;
+  }
+  for (int64_t f = 0; f < features; f += kLanes) {
+    const int64_t n = min<int64_t>(kLanes, features - f);
+    for (int c = 0; c < s.count; c += kLanes) {
+      vec block[kLanes];
+      for (int i = 0; i < kLanes; i++) block[i] = i < n ? load(panel + (f + i) * s.width + c) : vec{};
+      transpose(block);
+      for (int i = 0; i < min<int64_t>(kLanes, s.count - c); i++)
+        store_first(data + (c + i) * m.stride_batch + f, block[i], n);
+    }
+  }
+}
+
+// Calls body(begin, end) on ranges of [0, n), in parallel unless the whole work is below what waking a thread costs
+// (about 5 us, 100 kFLOP).
+template <class F>
+void parallel_for(const sk_threads& threads, int64_t n, double flops, F body) {
+  if (n <= 0) return;
+  if (threads.threads <= 1 || n == 1 || flops < 1e5) return body(int64_t(0), n);
+  threads.parallel_for(
+      n, [](int64_t begin, int64_t end, void* f) { (*static_cast<F*>(f))(begin, end); }, &body);
+}
+
+}  // namespace sk::SK_ISA

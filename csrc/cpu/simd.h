@@ -1,0 +1,133 @@
+// Vectors of float32, one width per ISA, on the compiler's vector extension: no intrinsics, so one source serves every ISA.
+// Everything lives in a namespace named after the ISA: the same file is compiled once per ISA, and two versions of one
+// inline function must never be merged by the linker.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#ifndef SK_ISA
+#error "compile with -DSK_ISA=generic, avx2 or avx512"
+#endif
+
+namespace sk::SK_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float vec __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t uvec __attribute__((vector_size(kLanes * 4)));
+typedef uint16_t hvec __attribute__((vector_size(kLanes * 2)));
+typedef float vec4 __attribute__((vector_size(16)));
+
+struct bf16 {
+  uint16_t bits;
+};
+
+inline float to_float(float v) { return v; }
+inline float to_float(bf16 v) {
+  const uint32_t bits = uint32_t(v.bits) << 16;
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+
+inline vec broadcast(float v) {
+  return v - vec{};  // v - 0 is v for every v, so this is one broadcast; v + 0 would add (-0 + 0 is +0)
+}
+
+inline vec load(const float* p) {
+  vec v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+inline vec load(const bf16* p) {
+  hvec h;
+  memcpy(&h, p, sizeof h);
+  return (vec)(__builtin_convertvector(h, uvec) << 16);
+}
+
+inline void store(float* p, vec v) { memcpy(p, &v, sizeof v); }
+inline void store(bf16* p, vec v) {
+  const uvec u = (uvec)v;
+  const uvec rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;  // to nearest, ties to even
+  const uvec is_nan = (uvec)(v != v);
+  const hvec h = __builtin_convertvector((is_nan & 0x7fc0) | (~is_nan & rounded), hvec);
+  memcpy(p, &h, sizeof h);
+}
+
+inline void store_one(float* p, float v) { *p = v; }
+inline void store_one(bf16* p, float v) {
+  alignas(64) bf16 lanes[kLanes];
+  store(lanes, broadcast(v));
+  *p = lanes[0];
+}
+
+// The first n lanes, 0 <= n <= kLanes; the others are zero and their memory is not touched.
+template <class T>
+inline vec load_first(const T* p, int64_t n) {
+  if (n >= kLanes) return load(p);
+  alignas(64) T lanes[kLanes] = {};
+  for (int64_t i = 0; i < n; i++) lanes[i] = p[i];
+  return load(lanes);
+}
+template <class T>
+inline void store_first(T* p, vec v, int64_t n) {
+  if (n >= kLanes) return store(p, v);
+  alignas(64) T lanes[kLanes];
+  store(lanes, v);
+  for (int64_t i = 0; i < n; i++) p[i] = lanes[i];
+}
+
+// shuffle<F>(a, b): lane i of the result is lane F(i) of a, or lane F(i) - kLanes of b.
+template <class F, int... I>
+inline vec shuffle(vec a, vec b, F index, std::integer_sequence<int, I...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, index(I)...);
+#else
+  return __builtin_shuffle(a, b, uvec{uint32_t(index(I))...});
+#endif
+}
+using Lanes = std::make_integer_sequence<int, kLanes>;
+
+// Transposes kLanes x kLanes in registers: log2(kLanes) rounds, each swaps the off-diagonal halves of 2S x 2S blocks.
+template <int S>
+inline void swap_halves(vec (&m)[kLanes]) {
+  for (int i = 0; i < kLanes; i++) {
+    if (i & S) continue;
+    const vec a = m[i], b = m[i + S];
+    m[i] = shuffle(a, b, [](int l) constexpr { return l & S ? kLanes + (l ^ S) : l; }, Lanes{});
+    m[i + S] = shuffle(a, b, [](int l) constexpr { return l & S ? kLanes + l : l ^ S; }, Lanes{});
+  }
+}
+inline void transpose(vec (&m)[kLanes]) {
+  if constexpr (kLanes == 16) swap_halves<kLanes / 2>(m);
+  if constexpr (kLanes >= 8) swap_halves<4>(m);
+  swap_halves<2>(m);
+  swap_halves<1>(m);
+}
+
+// The sums over all lanes of a, b, c and d. Shuffles within 16 bytes first, so all four share the log-depth tree:
+// 11 operations on AVX-512 against 28 for four separate sums.
+inline vec4 sum4(vec a, vec b, vec c, vec d) {
+  const auto low2 = [](int l) constexpr { return (l & ~3) + (l & 3) / 2 + (l & 1) * kLanes; };
+  const auto high2 = [](int l) constexpr { return (l & ~3) + 2 + (l & 3) / 2 + (l & 1) * kLanes; };
+  const vec ab = shuffle(a, b, low2, Lanes{}) + shuffle(a, b, high2, Lanes{});
+  const vec cd = shuffle(c, d, low2, Lanes{}) + shuffle(c, d, high2, Lanes{});
+  const auto low4 = [](int l) constexpr { return (l & ~3) + (l & 1) + (l & 2) / 2 * kLanes; };
+  const auto high4 = [](int l) constexpr { return (l & ~3) + 2 + (l & 1) + (l & 2) / 2 * kLanes; };
+  const vec abcd = shuffle(ab, cd, low4, Lanes{}) + shuffle(ab, cd, high4, Lanes{});
+  vec4 parts[kLanes / 4];
+  memcpy(parts, &abcd, sizeof abcd);
+  if constexpr (kLanes == 16) return (parts[0] + parts[1]) + (parts[2] + parts[3]);
+  if constexpr (kLanes == 8) return parts[0] + parts[1];
+  return parts[0];
+}
+
+}  // namespace sk::SK_ISA

@@ -1,0 +1,103 @@
+// `sparsekern._native`: the kernels on numpy arrays, on one thread, with a chosen ISA. For tests and microbenchmarks.
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "sparsekern/csr.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+using Ints = py::array_t<int32_t, py::array::c_style>;
+
+const sk_threads kOneThread = {1, [](int64_t n, sk_parallel_body body, void* context) { body(0, n, context); }};
+
+// Runs with another ISA until the end of the scope.
+class IsaScope {
+ public:
+  explicit IsaScope(const std::string& isa) : before_(sk_isa()) {
+    if (!isa.empty() && sk_set_isa(isa.c_str()) != 0)
+      throw py::value_error("isa must be one that this CPU has, got \"" + isa + "\"");
+  }
+  ~IsaScope() { sk_set_isa(before_.c_str()); }
+
+ private:
+  std::string before_;
+};
+
+struct Workspace {
+  explicit Workspace(int64_t bytes) : data(std::aligned_alloc(64, (bytes / 64 + 1) * 64)) {
+    if (data == nullptr) throw std::bad_alloc();
+  }
+  ~Workspace() { std::free(data); }
+  Workspace(const Workspace&) = delete;
+  void* data;
+};
+
+sk_matrix matrix(const Floats& a) {
+  if (a.ndim() != 2) throw py::value_error("x and grad must be float32 [batch, features]");
+  return {const_cast<float*>(a.data()), a.shape(0), a.shape(1), a.shape(1) > 1 ? a.shape(1) : 2, 1};
+}
+
+sk_csr csr(const Ints& tile_ptr, const Ints& col_idx, int64_t cols) {
+  if (tile_ptr.ndim() != 2 || tile_ptr.shape(0) < 2) throw py::value_error("tile_ptr must be int32 [tiles + 1, rows]");
+  return {tile_ptr.shape(1), cols, col_idx.size(), tile_ptr.shape(0) - 1, col_idx.data(), tile_ptr.data()};
+}
+
+Floats csr_linear(const Floats& x, const Floats& values, const Ints& tile_ptr, const Ints& col_idx, const std::string& isa) {
+  const IsaScope scope(isa);
+  const sk_matrix input = matrix(x);
+  const sk_csr w = csr(tile_ptr, col_idx, input.features);
+  Floats y({input.batch, w.rows});
+  const sk_matrix output = matrix(y);
+  const Workspace scratch(sk_csr_linear_workspace(&w, nullptr, SK_FLOAT32));
+  sk_csr_linear(&w, values.data(), nullptr, &input, nullptr, &output, scratch.data, SK_FLOAT32, &kOneThread);
+  return y;
+}
+
+Floats csr_linear_backward_weight(const Floats& grad, const Floats& x, const Ints& tile_ptr, const Ints& col_idx,
+                                  const std::string& isa) {
+  const IsaScope scope(isa);
+  const sk_matrix g = matrix(grad), input = matrix(x);
+  if (g.batch != input.batch) throw py::value_error("grad and x must have the same batch");
+  const sk_csr w = csr(tile_ptr, col_idx, input.features);
+  Floats grad_values(w.nnz);
+  const Workspace scratch(sk_csr_linear_backward_weight_workspace(&w, input.batch, SK_FLOAT32));
+  sk_csr_linear_backward_weight(&w, &g, &input, grad_values.mutable_data(), scratch.data, SK_FLOAT32, &kOneThread);
+  return grad_values;
+}
+
+// GFLOP/s of `threads` cores at once: the ceiling of the roofline.
+double fma_peak(int threads, double seconds) {
+  if (threads < 1) throw py::value_error("threads must be at least 1, got " + std::to_string(threads));
+  std::vector<double> rates(threads);
+  std::vector<std::thread> pool;
+  for (int i = 1; i < threads; i++) pool.emplace_back([&rates, i, seconds] { rates[i] = sk_fma_peak(seconds); });
+  rates[0] = sk_fma_peak(seconds);
+  for (std::thread& thread : pool) thread.join();
+  double sum = 0.0;
+  for (double rate : rates) sum += rate;
+  return sum;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "Developer access to the kernels: numpy arrays, one thread, any ISA.";
+  m.def("isa", &sk_isa);
+  m.def("csr_linear", &csr_linear, py::arg("x"), py::arg("values"), py::arg("tile_ptr"), py::arg("col_idx"),
+        py::arg("isa") = "", "x [batch, in] float32 times W^T, with values [nnz] and a CSR pattern's tile_ptr and col_idx.");
+  m.def("csr_linear_backward_weight", &csr_linear_backward_weight, py::arg("grad"), py::arg("x"), py::arg("tile_ptr"),
+        py::arg("col_idx"), py::arg("isa") = "", "The gradient of values [nnz].");
+  m.def("fma_peak", &fma_peak, py::arg("threads") = 1, py::arg("seconds") = 0.05,
+        py::call_guard<py::gil_scoped_release>(), "Float32 FMA rate in GFLOP/s of `threads` cores at once.");
+}

@@ -1,0 +1,272 @@
+"""Unstructured sparsity: compressed sparse rows (CSR), its pattern, its ops and their gradients.
+
+``y = x Wᵀ + b`` with ``W [out, in]`` given by ``values [nnz]`` at the pattern's positions, row by row. The three ops
+
+    ``csr_linear(x, values, bias, pattern) -> y``                          y  = x Wᵀ + b
+    ``csr_linear_backward_input(grad, values, pattern) -> grad_x``         dx = g W
+    ``csr_linear_backward_weight(grad, x, pattern) -> grad_values``        dW = gᵀ x, only where W has a value
+
+are closed under differentiation (each one's gradient is made of the other two), so gradients of any order work.
+They take ``pattern`` as the list :meth:`CSR.tensors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._library import define
+from .pattern import Pattern, check_mask, top_count, top_mask
+
+INT32_MAX = 2**31 - 1
+
+
+class CSR(Pattern):
+    """An unstructured pattern.
+
+    Args:
+        shape: ``(out_features, in_features)``.
+        row_ptr: int32 ``[out + 1]``; row r owns the entries ``row_ptr[r] : row_ptr[r + 1]``.
+        col_idx: int32 ``[nnz]``; columns, strictly ascending within a row.
+
+    Raises:
+        ValueError: wrong dtype, shape or contents; the message names the tensor, the rule and what was found.
+
+    Derived when built, for the kernels:
+
+    * ``tile_ptr`` int32 ``[tiles + 1, out]``: columns are cut into tiles of equal width, and row r's entries in tiles
+      ``t : u`` are ``tile_ptr[t, r] : tile_ptr[u, r]``. A tile of x stays in the L1 cache while all rows pass over it.
+    * the transposed pattern (CSC) for ``backward_input``: ``t_row_ptr [in + 1]``, ``t_col_idx [nnz]``, ``t_tile_ptr``, and
+      ``t_perm [nnz]``, which says where each transposed entry sits in ``values``: values are stored once.
+    """
+
+    format = "csr"
+    state_names = ("row_ptr", "col_idx")
+
+    def __init__(self, shape: tuple[int, int], row_ptr: Tensor, col_idx: Tensor) -> None:
+        self.shape = (int(shape[0]), int(shape[1]))
+        _check_csr(self.shape, row_ptr, col_idx)
+        self.row_ptr = row_ptr
+        self.col_idx = col_idx
+        self._derive()
+
+    def _derive(self) -> None:
+        out_features, in_features = self.shape
+        rows = self.row_idx()
+        self.tile_ptr = _tile_ptr(self.row_ptr, rows, self.col_idx, in_features)
+        # Stable, so rows ascend within a column.
+        perm = torch.argsort(self.col_idx, stable=True)
+        self.t_perm = perm.to(torch.int32)
+        self.t_col_idx = rows[perm].to(torch.int32)
+        self.t_row_ptr = _counts_to_ptr(torch.bincount(self.col_idx, minlength=in_features))
+        self.t_tile_ptr = _tile_ptr(self.t_row_ptr, self.col_idx[perm], self.t_col_idx, out_features)
+
+    def row_idx(self) -> Tensor:
+        """int64 ``[nnz]``: the row of each entry."""
+        rows = torch.arange(self.shape[0], device=self.row_ptr.device)
+        return torch.repeat_interleave(rows, self.row_ptr.diff(), output_size=self.col_idx.numel())
+
+    @classmethod
+    def from_mask(cls, mask: Tensor) -> CSR:
+        """The pattern of a bool mask ``[out, in]``."""
+        check_mask(mask)
+        if mask.numel() > INT32_MAX and int(mask.sum()) > INT32_MAX:
+            raise ValueError(f"mask must have at most {INT32_MAX} nonzeros, got {int(mask.sum())}")
+        col_idx = mask.nonzero()[:, 1].to(torch.int32)
+        return cls((mask.shape[0], mask.shape[1]), _counts_to_ptr(mask.sum(1)), col_idx)
+
+    @classmethod
+    def from_flat_index(cls, shape: tuple[int, int], flat_index: Tensor) -> CSR:
+        """The pattern of ascending int64 positions in the flattened ``[out·in]`` weight. O(nnz) memory."""
+        rows = torch.div(flat_index, max(shape[1], 1), rounding_mode="floor")
+        row_ptr = _counts_to_ptr(torch.bincount(rows, minlength=shape[0]))
+        return cls(shape, row_ptr, (flat_index - rows * shape[1]).to(torch.int32))
+
+    @classmethod
+    def from_state(cls, shape: tuple[int, int], state: dict[str, Tensor]) -> CSR:
+        return cls(shape, state["row_ptr"], state["col_idx"])
+
+    @classmethod
+    def prune(cls, scores: Tensor, sparsity: float) -> Tensor:
+        """Bool mask of the ``round(numel · (1 − sparsity))`` largest ``scores``, ties to the lower index."""
+        return top_mask(scores, top_count(scores.numel(), sparsity))
+
+    @property
+    def values_shape(self) -> tuple[int, ...]:
+        return (self.col_idx.numel(),)
+
+    def flat_index(self) -> Tensor:
+        return self.row_idx() * self.shape[1] + self.col_idx
+
+    def tensors(self) -> list[Tensor]:
+        return [self.row_ptr, self.col_idx, self.tile_ptr, self.t_row_ptr, self.t_col_idx, self.t_perm, self.t_tile_ptr]
+
+    def _map(self, fn: Callable[[Tensor], Tensor]) -> CSR:
+        other = object.__new__(CSR)
+        other.__dict__.update({k: fn(v) if isinstance(v, Tensor) else v for k, v in self.__dict__.items()})
+        return other
+
+
+def _counts_to_ptr(counts: Tensor) -> Tensor:
+    """Exclusive prefix sum of ``counts [n]`` as int32 ``[n + 1]``."""
+    ptr = torch.zeros(counts.numel() + 1, dtype=torch.int32, device=counts.device)
+    ptr[1:] = counts.cumsum(0)
+    return ptr
+
+
+def tile_width(rows: int, cols: int, nnz: int) -> int:
+    """Columns per tile: the power of two, 128 to 1024, at which a row has at least 8 entries in a tile on average.
+
+    128 columns × 64 batch floats are 32 KB, the L1 cache. Fewer entries per tile cost more than L1 misses: each row's
+    accumulators are loaded and stored once per tile.
+    """
+    width = 128
+    while width < 1024 and nnz * width < 8 * rows * cols:
+        width *= 2
+    return width
+
+
+def _tile_ptr(row_ptr: Tensor, rows: Tensor, cols: Tensor, n_cols: int) -> Tensor:
+    n_rows = row_ptr.numel() - 1
+    width = tile_width(n_rows, n_cols, cols.numel())
+    tiles = max(1, -(-n_cols // width))
+    counts = torch.bincount(rows * tiles + torch.div(cols, width, rounding_mode="floor"), minlength=n_rows * tiles)
+    # The flat prefix sum starts at row_ptr[r] for tile 0 of row r; the last tile ends at row_ptr[r + 1].
+    starts = _counts_to_ptr(counts)[:-1].view(n_rows, tiles).t()
+    return torch.cat([starts, row_ptr[None, 1:]]).contiguous()
+
+
+def _check_csr(shape: tuple[int, int], row_ptr: Tensor, col_idx: Tensor) -> None:
+    out_features, in_features = shape
+    if out_features < 0 or in_features < 0 or max(shape) > INT32_MAX:
+        raise ValueError(f"shape must be two sizes in [0, {INT32_MAX}], got {shape}")
+    for name, tensor, what in (("row_ptr", row_ptr, f"[{out_features + 1}]"), ("col_idx", col_idx, "[nnz]")):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+        if tensor.dtype != torch.int32 or tensor.dim() != 1:
+            raise ValueError(f"{name} must be int32 {what}, got {tensor.dtype} {list(tensor.shape)}")
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, got stride {tensor.stride()}")
+    if row_ptr.numel() != out_features + 1:
+        raise ValueError(f"row_ptr must have out_features + 1 = {out_features + 1} elements, got {row_ptr.numel()}")
+    if row_ptr.device != col_idx.device:
+        raise ValueError(f"row_ptr and col_idx must be on one device, got {row_ptr.device} and {col_idx.device}")
+    if row_ptr.device.type == "meta":
+        return
+    if int(row_ptr[0]) != 0 or int(row_ptr[-1]) != col_idx.numel():
+        raise ValueError(f"row_ptr must run from 0 to nnz = {col_idx.numel()}, got {int(row_ptr[0])} to {int(row_ptr[-1])}")
+    falling = (row_ptr.diff() < 0).nonzero()
+    if falling.numel():
+        raise ValueError(f"row_ptr must not decrease, got a decrease after row {int(falling[0])}")
+    if col_idx.numel() == 0:
+        return
+    low, high = int(col_idx.min()), int(col_idx.max())
+    if low < 0 or high >= in_features:
+        raise ValueError(f"col_idx must be in [0, {in_features}), got values from {low} to {high}")
+    # A step down is allowed only where a row starts.
+    unsorted = col_idx.diff() <= 0
+    starts = row_ptr[1:-1].long()
+    unsorted[starts[(starts > 0) & (starts < col_idx.numel())] - 1] = False
+    if bool(unsorted.any()):
+        raise ValueError(f"col_idx must ascend strictly within each row, but entry {int(unsorted.nonzero()[0]) + 1} does not")
+
+
+# --- ops -------------------------------------------------------------------------------------------------------------
+
+_OPS = torch.ops.sparsekern
+
+define("csr_linear(Tensor x, Tensor values, Tensor? bias, Tensor[] pattern) -> Tensor")
+define("csr_linear_backward_input(Tensor grad, Tensor values, Tensor[] pattern) -> Tensor")
+define("csr_linear_backward_weight(Tensor grad, Tensor x, Tensor[] pattern) -> Tensor")
+
+
+def _empty_like_layout(x: Tensor, features: int) -> Tensor:
+    """Uninitialized ``[batch, features]`` in x's layout: feature-major (strides ``(1, batch)``) in, feature-major out."""
+    batch = x.shape[0]
+    if x.stride(0) == 1 and x.stride(1) != 1:
+        return x.new_empty((features, batch)).t()
+    return x.new_empty((batch, features))
+
+
+@torch.library.register_fake("sparsekern::csr_linear")
+def _(x: Tensor, values: Tensor, bias: Tensor | None, pattern: list[Tensor]) -> Tensor:
+    return _empty_like_layout(x, pattern[0].shape[0] - 1)
+
+
+@torch.library.register_fake("sparsekern::csr_linear_backward_input")
+def _(grad: Tensor, values: Tensor, pattern: list[Tensor]) -> Tensor:
+    return _empty_like_layout(grad, pattern[3].shape[0] - 1)
+
+
+@torch.library.register_fake("sparsekern::csr_linear_backward_weight")
+def _(grad: Tensor, x: Tensor, pattern: list[Tensor]) -> Tensor:
+    return x.new_empty(pattern[1].shape)
+
+
+def _strided(matrix: Tensor) -> Tensor:
+    """``matrix`` itself where a kernel can read it (one stride is 1), else a contiguous copy."""
+    batch, features = matrix.shape
+    s0, s1 = matrix.stride()
+    if (s1 == 1 and s0 >= features) or (s0 == 1 and s1 >= batch):
+        return matrix
+    return matrix.contiguous()
+
+
+def csr_linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
+    """``y = x Wᵀ + b`` by the native kernels, for a 2-D ``x [batch, in]``."""
+    return _OPS.csr_linear.default(_strided(x), values, bias, pattern.tensors())
+
+
+def _setup_linear(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, list[Tensor]], output: Tensor) -> None:
+    x, values, bias, pattern = inputs
+    ctx.save_for_backward(x, values)
+    ctx.pattern = pattern
+
+
+def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[None]]:
+    x, values = ctx.saved_tensors
+    need_x, need_values, need_bias = ctx.needs_input_grad[:3]
+    grad = _strided(grad)
+    return (
+        _OPS.csr_linear_backward_input(grad, values, ctx.pattern) if need_x else None,
+        _OPS.csr_linear_backward_weight(grad, x, ctx.pattern) if need_values else None,
+        grad.sum(0) if need_bias else None,
+        [None] * len(ctx.pattern),
+    )
+
+
+def _setup_backward(ctx: Any, inputs: tuple[Tensor, Tensor, list[Tensor]], output: Tensor) -> None:
+    grad, other, pattern = inputs
+    ctx.save_for_backward(grad, other)
+    ctx.pattern = pattern
+
+
+def _backward_input_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, list[None]]:
+    grad, values = ctx.saved_tensors  # dx = grad W, so d(grad) = g Wᵀ and dW = gradᵀ g
+    g = _strided(g)
+    return (
+        _OPS.csr_linear(g, values, None, ctx.pattern) if ctx.needs_input_grad[0] else None,
+        _OPS.csr_linear_backward_weight(grad, g, ctx.pattern) if ctx.needs_input_grad[1] else None,
+        [None] * len(ctx.pattern),
+    )
+
+
+def _backward_weight_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, list[None]]:
+    grad, x = ctx.saved_tensors  # dW = gradᵀ x at W's positions; with G those values: d(grad) = x Gᵀ, dx = grad G
+    return (
+        _OPS.csr_linear(x, g, None, ctx.pattern) if ctx.needs_input_grad[0] else None,
+        _OPS.csr_linear_backward_input(grad, g, ctx.pattern) if ctx.needs_input_grad[1] else None,
+        [None] * len(ctx.pattern),
+    )
+
+
+torch.library.register_autograd("sparsekern::csr_linear", _linear_backward, setup_context=_setup_linear)
+torch.library.register_autograd(
+    "sparsekern::csr_linear_backward_input", _backward_input_backward, setup_context=_setup_backward
+)
+torch.library.register_autograd(
+    "sparsekern::csr_linear_backward_weight", _backward_weight_backward, setup_context=_setup_backward
+)

@@ -1,0 +1,149 @@
+"""What every sparsity pattern can do, whatever its format."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+P = TypeVar("P", bound="Pattern")
+
+
+class Pattern(ABC):
+    """The positions of the nonzeros of a weight ``W [out, in]``: index tensors, never values.
+
+    A pattern is immutable: a mask update builds a new one. Its primary tensors (:meth:`state`) define it and are what
+    a ``state_dict`` holds; whatever else the kernels need (the transposed index, say) is derived from them when
+    the pattern is built, so a training step never builds an index.
+    """
+
+    format: ClassVar[str]
+    """The format's stem, e.g. ``"csr"``."""
+    state_names: ClassVar[tuple[str, ...]]
+    """Names of the primary index tensors, as they appear in a ``state_dict``."""
+
+    shape: tuple[int, int]
+    """``(out_features, in_features)``."""
+
+    @classmethod
+    @abstractmethod
+    def from_mask(cls: type[P], mask: Tensor) -> P:
+        """The pattern of a bool mask ``[out, in]``."""
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls: type[P], shape: tuple[int, int], state: dict[str, Tensor]) -> P:
+        """The pattern of primary index tensors, checked completely. Raises ``ValueError`` on bad contents."""
+
+    @classmethod
+    @abstractmethod
+    def prune(cls, scores: Tensor, sparsity: float) -> Tensor:
+        """The bool mask of this format with the largest sum of ``scores [out, in]`` at ``sparsity``."""
+
+    @property
+    @abstractmethod
+    def values_shape(self) -> tuple[int, ...]:
+        """The shape of the ``values`` that go with this pattern."""
+
+    @abstractmethod
+    def flat_index(self) -> Tensor:
+        """int64 tensor of :attr:`values_shape`: each value's position in the flattened ``[out·in]`` weight."""
+
+    @abstractmethod
+    def _map(self: P, fn: Callable[[Tensor], Tensor]) -> P:
+        """The same pattern with ``fn`` applied to each of its tensors (to move them to another device)."""
+
+    @abstractmethod
+    def tensors(self) -> list[Tensor]:
+        """All index tensors, primary and derived, in the order in which this format's ops take them."""
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and tensor of each primary index tensor."""
+        return ((name, getattr(self, name)) for name in self.state_names)
+
+    @property
+    def nnz(self) -> int:
+        """The number of stored values."""
+        nnz = 1
+        for size in self.values_shape:
+            nnz *= size
+        return nnz
+
+    @property
+    def density(self) -> float:
+        """``nnz / (out · in)``; 0 for a weight without elements."""
+        size = self.shape[0] * self.shape[1]
+        return self.nnz / size if size else 0.0
+
+    @property
+    def device(self) -> torch.device:
+        return self.tensors()[0].device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all index tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors())
+
+    def to(self: P, device: torch.device | str) -> P:
+        """This pattern with its tensors on ``device``."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def to_mask(self) -> Tensor:
+        """The dense bool mask ``[out, in]``. For people and tests: it is as large as the dense weight."""
+        mask = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.bool, device=self.device)
+        mask[self.flat_index().reshape(-1)] = True
+        return mask.view(self.shape)
+
+    def gather(self, dense: Tensor) -> Tensor:
+        """The values of ``dense [out, in]`` at this pattern's positions."""
+        if tuple(dense.shape) != self.shape:
+            raise ValueError(f"dense must have shape {list(self.shape)}, got {list(dense.shape)}")
+        return dense.reshape(-1)[self.flat_index()]
+
+    def scatter(self, values: Tensor) -> Tensor:
+        """The dense weight ``[out, in]`` with ``values`` at this pattern's positions and 0 elsewhere. Differentiable."""
+        if tuple(values.shape) != self.values_shape:
+            raise ValueError(f"values must have shape {list(self.values_shape)}, got {list(values.shape)}")
+        dense = values.new_zeros(self.shape[0] * self.shape[1])
+        return dense.index_put((self.flat_index().reshape(-1),), values.reshape(-1)).view(self.shape)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(shape={self.shape}, nnz={self.nnz}, density={self.density:.4g}, device={self.device})"
+
+
+def check_mask(mask: Tensor) -> None:
+    """Raise unless ``mask`` is a dense bool matrix."""
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a torch.Tensor, got {type(mask).__name__}")
+    if mask.dim() != 2 or mask.dtype != torch.bool or mask.layout != torch.strided:
+        raise ValueError(f"mask must be a dense bool tensor [out, in], got {mask.dtype} {list(mask.shape)}")
+
+
+def top_count(size: int, sparsity: float) -> int:
+    """How many of ``size`` entries stay at ``sparsity``: ``round(size · (1 − sparsity))``. Checks the range [0, 1)."""
+    if not 0.0 <= sparsity < 1.0:
+        raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
+    return round(size * (1.0 - sparsity))
+
+
+def top_mask(scores: Tensor, count: int) -> Tensor:
+    """Bool tensor that marks the ``count`` largest ``scores``; ties go to the lower flat index, so it is reproducible.
+
+    A k-th value plus one comparison, not a sort: O(n), and exact where ``torch.topk`` leaves ties to chance.
+    """
+    if torch.isnan(scores).any():
+        at = torch.isnan(scores).reshape(-1).nonzero()[0].item()
+        raise ValueError(f"scores must not hold NaN, got one at flat index {at}")
+    flat = scores.reshape(-1)
+    if count <= 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    if count >= flat.numel():
+        return torch.ones_like(scores, dtype=torch.bool)
+    threshold = torch.topk(flat, count, sorted=False).values.min()
+    mask = flat > threshold
+    ties = (flat == threshold).nonzero().squeeze(1)
+    mask[ties[: count - int(mask.sum())]] = True
+    return mask.view(scores.shape)

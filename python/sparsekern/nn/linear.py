@@ -1,0 +1,234 @@
+"""``SparseLinear``: ``torch.nn.Linear`` whose weight stores its nonzeros only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..formats import Pattern, pattern_type
+
+
+class SparseLinear(nn.Module):
+    """``y = x Wᵀ + b`` with a sparse ``W [out, in]``: values, gradient and optimizer state are O(nnz).
+
+    Args:
+        in_features: size of each input, ``(..., in_features)``.
+        out_features: size of each output, ``(..., out_features)``.
+        bias: whether to add a learned ``[out_features]`` bias.
+        sparsity: fraction of zeros, in [0, 1); ``round(out · in · (1 − sparsity))`` random positions are kept.
+        format: the sparsity format, ``"csr"``.
+        device, dtype: as in ``torch.nn.Linear``.
+        generator: draws the positions and the initial values; a CPU generator.
+
+    Attributes:
+        values: the nonzeros, an ordinary ``nn.Parameter`` of shape ``pattern.values_shape``.
+        bias: ``nn.Parameter [out_features]`` or None.
+        pattern: where the nonzeros are. Replace it with :meth:`set_pattern`.
+        backend: which kernels run, see :func:`sparsekern.linear`; ``"auto"``.
+
+    Initial values are uniform in ±1/√(density · in), the bias in ±1/√(in): ``nn.Linear``'s rule with the fan-in that
+    is left, so that activations keep their variance (Evci et al., "The Difficulty of Training Sparse Neural Networks").
+
+    >>> layer = SparseLinear(1024, 4096, sparsity=0.9)
+    >>> layer(torch.randn(8, 1024)).shape
+    torch.Size([8, 4096])
+    """
+
+    values: nn.Parameter
+    bias: nn.Parameter | None
+    pattern: Pattern
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        sparsity: float = 0.9,
+        format: str = "csr",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        for name, size in (("in_features", in_features), ("out_features", out_features)):
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        kind = pattern_type(format)
+        scores = torch.rand((out_features, in_features), generator=generator)
+        pattern = kind.from_mask(kind.prune(scores, sparsity))
+        del scores
+        values = torch.empty(pattern.values_shape, dtype=dtype or torch.get_default_dtype())
+        bias_value = torch.empty(out_features, dtype=values.dtype) if bias else None
+        values.uniform_(-1.0, 1.0, generator=generator).mul_(1.0 / math.sqrt(max(pattern.density * in_features, 1.0)))
+        if bias_value is not None:
+            bias_value.uniform_(-1.0, 1.0, generator=generator).mul_(1.0 / math.sqrt(in_features))
+        self._init(pattern, values, bias_value)
+        if device is not None:
+            self.to(device)
+
+    def _init(self, pattern: Pattern, values: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.backend = "auto"
+        self.pattern = pattern
+        self.values = nn.Parameter(values)
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+
+    @classmethod
+    def from_dense(
+        cls, linear: nn.Linear, *, sparsity: float | None = None, mask: Tensor | None = None, format: str = "csr"
+    ) -> SparseLinear:
+        """The sparse copy of a dense layer: keeps the largest magnitudes at ``sparsity``, or the positions of ``mask``.
+
+        Args:
+            linear: the layer to copy; it is left as it is.
+            sparsity: fraction of zeros, in [0, 1).
+            mask: bool ``[out, in]``. Exactly one of ``sparsity`` and ``mask`` must be given.
+            format: the sparsity format.
+        """
+        if (sparsity is None) == (mask is None):
+            raise ValueError(f"exactly one of sparsity and mask must be given, got sparsity={sparsity}, mask={mask}")
+        kind = pattern_type(format)
+        weight = linear.weight.detach()
+        if mask is None:
+            assert sparsity is not None
+            mask = kind.prune(weight.abs(), sparsity)
+        elif mask.shape != weight.shape:
+            raise ValueError(f"mask must have shape {list(weight.shape)}, got {list(mask.shape)}")
+        pattern = kind.from_mask(mask.to(weight.device))
+        layer = cls.__new__(cls)
+        layer._init(pattern, pattern.gather(weight), None if linear.bias is None else linear.bias.detach().clone())
+        layer.values.requires_grad_(linear.weight.requires_grad)
+        layer.train(linear.training)
+        return layer
+
+    @property
+    def in_features(self) -> int:
+        return self.pattern.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.pattern.shape[0]
+
+    @property
+    def format(self) -> str:
+        return self.pattern.format
+
+    @property
+    def density(self) -> float:
+        """``nnz / (out · in)``."""
+        return self.pattern.density
+
+    @property
+    def mask(self) -> Tensor:
+        """The dense bool mask ``[out, in]``, built anew at each call."""
+        return self.pattern.to_mask()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., in_features)`` to ``(..., out_features)``."""
+        return ops.linear(x, self.values, self.pattern, self.bias, backend=self.backend)
+
+    def to_dense(self) -> nn.Linear:
+        """The equal ``nn.Linear``, a copy."""
+        weight = self.pattern.scatter(self.values.detach())
+        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        linear.weight = nn.Parameter(weight, requires_grad=self.values.requires_grad)
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=self.bias.requires_grad)
+        return linear.train(self.training)
+
+    @torch.no_grad()
+    def set_pattern(self, pattern: Pattern | Tensor) -> None:
+        """Change where the nonzeros are. Values at positions in both patterns survive; new ones start at 0.
+
+        The parameter ``values`` stays the same object, so an optimizer keeps it; its gradient is dropped. Where nnz is the
+        same its storage stays too. Optimizer state is carried along by the methods of :mod:`sparsekern.training`.
+
+        Args:
+            pattern: a pattern of any format this layer can take, or a bool mask ``[out, in]``.
+        """
+        if isinstance(pattern, Tensor):
+            pattern = type(self.pattern).from_mask(pattern.to(self.pattern.device))
+        if pattern.shape != self.pattern.shape:
+            raise ValueError(f"pattern must have shape {self.pattern.shape}, got {pattern.shape}")
+        pattern = pattern.to(self.values.device)
+        values = move_values(self.pattern, pattern, self.values)
+        self.pattern = pattern
+        self.values.grad = None
+        if values.shape == self.values.shape:
+            self.values.copy_(values)
+        else:
+            self.values.data = values
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
+        # Module.to(), .cuda() and the like act through _apply; their fn leaves the dtype of integer tensors alone.
+        super()._apply(fn, recurse)
+        self.pattern = self.pattern._map(fn)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, tensor in self.pattern.state():
+            destination[prefix + name] = tensor
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        names = self.pattern.state_names
+        present = [name for name in names if prefix + name in state_dict]
+        index = {name: state_dict.pop(prefix + name) for name in present}
+        try:
+            if present and len(present) == len(names):
+                self._load_pattern(index, state_dict.get(prefix + "values"), prefix)
+            elif strict or present:
+                missing_keys.extend(prefix + name for name in names if name not in present)
+        except (ValueError, TypeError) as error:
+            # Leave this layer as it was: torch collects the messages of all layers and raises them as one error.
+            error_msgs.append(f"{prefix}pattern is refused: {error}")
+            state_dict = {k: v for k, v in state_dict.items() if not k.startswith(prefix)}
+            state_dict.update({prefix + k: p.data for k, p in self._parameters.items() if p is not None})
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        state_dict.update({prefix + name: tensor for name, tensor in index.items()})
+
+    def _load_pattern(self, index: dict[str, Tensor], values: Tensor | None, prefix: str) -> None:
+        """Take over a checked pattern, and make room for its values."""
+        device = self.values.device
+        index = {name: tensor.to(device) for name, tensor in index.items()}
+        pattern = type(self.pattern).from_state(self.pattern.shape, index)
+        if values is not None and tuple(values.shape) != pattern.values_shape:
+            raise ValueError(f"{prefix}values must have shape {list(pattern.values_shape)}, got {list(values.shape)}")
+        self.pattern = pattern
+        if tuple(self.values.shape) != pattern.values_shape:
+            self.values.data = self.values.data.new_zeros(pattern.values_shape)
+            self.values.grad = None
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"format={self.format}, sparsity={1.0 - self.density:.4g}"
+        )
+
+
+def move_values(old: Pattern, new: Pattern, values: Tensor) -> Tensor:
+    """``values`` of pattern ``old`` at the positions of ``new``: survivors keep theirs, new positions are 0. O(nnz) memory."""
+    old_index, new_index = old.flat_index().reshape(-1), new.flat_index().reshape(-1)
+    moved = values.new_zeros(new_index.shape)
+    if old_index.numel() and new_index.numel():
+        old_index, order = torch.sort(old_index)
+        at = torch.searchsorted(old_index, new_index).clamp_(max=old_index.numel() - 1)
+        survives = old_index[at] == new_index
+        moved[survives] = values.detach().reshape(-1)[order[at[survives]]]
+    return moved.view(new.values_shape)

@@ -1,0 +1,69 @@
+"""The functional API, and the choice of the backend that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ._library import LOAD_ERROR, has_kernel
+from .formats import CSR, Pattern
+from .formats.csr import csr_linear
+
+BACKENDS = ("auto", "native", "reference")
+NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+
+_NATIVE: dict[type[Pattern], Callable[[Tensor, Tensor, Tensor | None, Pattern], Tensor]] = {CSR: csr_linear}
+
+
+def linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None = None, *, backend: str = "auto") -> Tensor:
+    """``y = x Wᵀ + b`` where the sparse ``W [out, in]`` holds ``values`` at the positions of ``pattern``.
+
+    Args:
+        x: ``(..., in_features)``. A feature-major x (2-D, strides ``(1, batch)``) gives a feature-major y, with no transpose.
+        values: the nonzeros, of shape ``pattern.values_shape`` and x's dtype.
+        pattern: where the nonzeros are, on x's device.
+        bias: ``[out_features]`` or None.
+        backend: ``"native"`` (compiled kernels; float32 and bfloat16, accumulated in float32), ``"reference"`` (scatter to a
+            dense weight and ``torch.nn.functional.linear``; any dtype and device) or ``"auto"`` (native where it can run).
+
+    Returns:
+        ``(..., out_features)``, of x's dtype. Differentiable in x, values and bias, any number of times.
+
+    Raises:
+        ValueError: a shape, dtype or device that does not fit, or a backend that cannot run this call.
+    """
+    out_features, in_features = pattern.shape
+    if x.dim() == 0 or x.shape[-1] != in_features:
+        raise ValueError(f"x must have shape (..., {in_features}), got {tuple(x.shape)}")
+    if backend == "auto":
+        native = unavailable(x, pattern) is None
+    elif backend == "native":
+        reason = unavailable(x, pattern)
+        if reason is not None:
+            raise ValueError(f'backend="native" cannot run: {reason}')
+        native = True
+    elif backend == "reference":
+        native = False
+    else:
+        raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
+    if not native:
+        return torch.nn.functional.linear(x, pattern.scatter(values), bias)
+    if x.dim() == 2:
+        return _NATIVE[type(pattern)](x, values, bias, pattern)
+    return _NATIVE[type(pattern)](x.reshape(-1, in_features), values, bias, pattern).view(*x.shape[:-1], out_features)
+
+
+def unavailable(x: Tensor, pattern: Pattern) -> str | None:
+    """Why the native kernels cannot run on x, or None if they can."""
+    if x.dtype not in NATIVE_DTYPES and not torch.is_autocast_enabled(x.device.type):
+        return f"it takes {' or '.join(str(d) for d in NATIVE_DTYPES)}, got {x.dtype}"
+    kind = x.device.type
+    if kind in ("cpu", "meta"):
+        return LOAD_ERROR
+    if not has_kernel(f"{pattern.format}_linear", kind):
+        return LOAD_ERROR or f"the library was built without {kind} kernels"
+    if torch.is_grad_enabled() and not has_kernel(f"{pattern.format}_linear_backward_input", kind):
+        return f"it has no backward kernels for {kind} yet; wrap inference in torch.no_grad()"
+    return None
