@@ -77,8 +77,8 @@ int sk_set_isa(const char* name) {
 
 double sk_fma_peak(double seconds) { return sk::isa().fma_peak(seconds); }
 
-int64_t sk_csr_linear_workspace(const sk_csr* w, const int32_t* perm, sk_dtype dtype) {
-  return perm == nullptr ? 0 : w->nnz * (dtype == SK_BFLOAT16 ? 2 : 4);
+int64_t sk_csr_linear_workspace(const sk_csr* w, int64_t batch) {
+  return sk::isa().csr->linear_workspace(w, batch);
 }
 
 void sk_csr_linear(const sk_csr* w, const void* values, const int32_t* perm, const sk_matrix* x, const void* bias,

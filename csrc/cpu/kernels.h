@@ -6,6 +6,7 @@
 namespace sk {
 
 struct CsrKernels {
+  decltype(&sk_csr_linear_workspace) linear_workspace;
   decltype(&sk_csr_linear) linear;
   decltype(&sk_csr_linear_backward_weight_workspace) backward_weight_workspace;
   decltype(&sk_csr_linear_backward_weight) backward_weight;

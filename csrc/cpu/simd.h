@@ -42,6 +42,10 @@ inline vec broadcast(float v) {
   return v - vec{};  // v - 0 is v for every v, so this is one broadcast; v + 0 would add (-0 + 0 is +0)
 }
 
+// A vector of the float whose bits are the low half of `entry`: from a general register, so that one 64-bit load brings a
+// weight and where its operand is.
+inline vec broadcast_low(uint64_t entry) { return (vec)(uint32_t(entry) - uvec{}); }
+
 inline vec load(const float* p) {
   vec v;
   memcpy(&v, p, sizeof v);
@@ -95,6 +99,15 @@ inline vec shuffle(vec a, vec b, F index, std::integer_sequence<int, I...>) {
 #endif
 }
 using Lanes = std::make_integer_sequence<int, kLanes>;
+
+// p[i] = lane i of v in the low half, of `high` in the high half.
+inline void store_entries(uint64_t* p, vec v, uvec high) {
+  const auto low_half = [](int l) constexpr { return l / 2 + (l & 1) * kLanes; };
+  const auto high_half = [](int l) constexpr { return kLanes / 2 + l / 2 + (l & 1) * kLanes; };
+  const vec a = shuffle(v, (vec)high, low_half, Lanes{}), b = shuffle(v, (vec)high, high_half, Lanes{});
+  memcpy(p, &a, sizeof a);
+  memcpy(p + kLanes / 2, &b, sizeof b);
+}
 
 // Transposes kLanes x kLanes in registers: log2(kLanes) rounds, each swaps the off-diagonal halves of 2S x 2S blocks.
 template <int S>

@@ -60,7 +60,7 @@ Tensor multiply(const Checker& check, const char* x_name, const Tensor& x, const
   if (y.numel() == 0) return y;
   const sk_matrix output = check.matrix("y", y, w.rows);
   const sk_threads threads = torch_threads();
-  const int64_t bytes = sk_csr_linear_workspace(&w, perm, dtype);
+  const int64_t bytes = sk_csr_linear_workspace(&w, input.batch);
   std::optional<Tensor> scratch;
   if (bytes > 0) scratch = workspace(x, bytes);
   sk_csr_linear(&w, values.const_data_ptr(), perm, &input, bias ? bias->const_data_ptr() : nullptr, &output,

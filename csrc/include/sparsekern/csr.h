@@ -28,7 +28,7 @@ typedef struct {
  *   y          [batch, out] of `dtype`, written; must not overlap x
  *   workspace  sk_csr_linear_workspace() bytes, 64-byte aligned
  * Deterministic: each y is summed in one order, whatever the thread count. */
-int64_t sk_csr_linear_workspace(const sk_csr* w, const int32_t* perm, sk_dtype dtype);
+int64_t sk_csr_linear_workspace(const sk_csr* w, int64_t batch);
 void sk_csr_linear(const sk_csr* w, const void* values, const int32_t* perm, const sk_matrix* x, const void* bias,
                    const sk_matrix* y, void* workspace, sk_dtype dtype, const sk_threads* threads);
 
