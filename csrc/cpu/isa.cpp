@@ -77,22 +77,21 @@ int sk_set_isa(const char* name) {
 
 double sk_fma_peak(double seconds) { return sk::isa().fma_peak(seconds); }
 
-int64_t sk_csr_linear_workspace(const sk_csr* w, int64_t batch) {
-  return sk::isa().csr->linear_workspace(w, batch);
+int64_t sk_csr_linear_workspace(const sk_csr* w, int64_t batch) { return sk::isa().csr->linear_workspace(w, batch); }
+
+void sk_csr_linear(const sk_csr* w, const void* values, const sk_matrix* x, const void* bias, const sk_matrix* y,
+                   void* workspace, sk_dtype dtype, const sk_threads* threads) {
+  sk::isa().csr->linear(w, values, x, bias, y, workspace, dtype, threads);
 }
 
-void sk_csr_linear(const sk_csr* w, const void* values, const int32_t* perm, const sk_matrix* x, const void* bias,
-                   const sk_matrix* y, void* workspace, sk_dtype dtype, const sk_threads* threads) {
-  sk::isa().csr->linear(w, values, perm, x, bias, y, workspace, dtype, threads);
+int64_t sk_csr_linear_backward_workspace(const sk_csr* w, const sk_csr* wt, int64_t batch, const sk_threads* threads) {
+  return sk::isa().csr->linear_backward_workspace(w, wt, batch, threads);
 }
 
-int64_t sk_csr_linear_backward_weight_workspace(const sk_csr* w, int64_t batch, sk_dtype dtype) {
-  return sk::isa().csr->backward_weight_workspace(w, batch, dtype);
-}
-
-void sk_csr_linear_backward_weight(const sk_csr* w, const sk_matrix* grad, const sk_matrix* x, void* grad_values,
-                                   void* workspace, sk_dtype dtype, const sk_threads* threads) {
-  sk::isa().csr->backward_weight(w, grad, x, grad_values, workspace, dtype, threads);
+void sk_csr_linear_backward(const sk_csr* w, const sk_csr* wt, const int32_t* perm, const void* values,
+                            const sk_matrix* grad, const sk_matrix* x, const sk_matrix* grad_x, void* grad_values,
+                            void* grad_bias, void* workspace, sk_dtype dtype, const sk_threads* threads) {
+  sk::isa().csr->linear_backward(w, wt, perm, values, grad, x, grad_x, grad_values, grad_bias, workspace, dtype, threads);
 }
 
 }  // extern "C"

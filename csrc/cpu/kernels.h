@@ -8,8 +8,8 @@ namespace sk {
 struct CsrKernels {
   decltype(&sk_csr_linear_workspace) linear_workspace;
   decltype(&sk_csr_linear) linear;
-  decltype(&sk_csr_linear_backward_weight_workspace) backward_weight_workspace;
-  decltype(&sk_csr_linear_backward_weight) backward_weight;
+  decltype(&sk_csr_linear_backward_workspace) linear_backward_workspace;
+  decltype(&sk_csr_linear_backward) linear_backward;
 };
 
 #define SK_DECLARE_ISA(isa)              \

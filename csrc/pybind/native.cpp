@@ -60,20 +60,23 @@ Floats csr_linear(const Floats& x, const Floats& values, const Ints& tile_ptr, c
   Floats y({input.batch, w.rows});
   const sk_matrix output = matrix(y);
   const Workspace scratch(sk_csr_linear_workspace(&w, input.batch));
-  sk_csr_linear(&w, values.data(), nullptr, &input, nullptr, &output, scratch.data, SK_FLOAT32, &kOneThread);
+  sk_csr_linear(&w, values.data(), &input, nullptr, &output, scratch.data, SK_FLOAT32, &kOneThread);
   return y;
 }
 
-Floats csr_linear_backward_weight(const Floats& grad, const Floats& x, const Ints& tile_ptr, const Ints& col_idx,
-                                  const std::string& isa) {
+py::tuple csr_linear_backward(const Floats& grad, const Floats& x, const Floats& values, const Ints& tile_ptr,
+                              const Ints& col_idx, const Ints& t_tile_ptr, const Ints& t_col_idx, const Ints& t_perm,
+                              const std::string& isa) {
   const IsaScope scope(isa);
   const sk_matrix g = matrix(grad), input = matrix(x);
-  if (g.batch != input.batch) throw py::value_error("grad and x must have the same batch");
-  const sk_csr w = csr(tile_ptr, col_idx, input.features);
-  Floats grad_values(w.nnz);
-  const Workspace scratch(sk_csr_linear_backward_weight_workspace(&w, input.batch, SK_FLOAT32));
-  sk_csr_linear_backward_weight(&w, &g, &input, grad_values.mutable_data(), scratch.data, SK_FLOAT32, &kOneThread);
-  return grad_values;
+  if (g.batch != input.batch || g.batch < 1) throw py::value_error("grad and x must have the same batch of at least 1");
+  const sk_csr w = csr(tile_ptr, col_idx, input.features), wt = csr(t_tile_ptr, t_col_idx, g.features);
+  Floats grad_x({g.batch, w.cols}), grad_values(w.nnz), grad_bias(w.rows);
+  const sk_matrix output = matrix(grad_x);
+  const Workspace scratch(sk_csr_linear_backward_workspace(&w, &wt, g.batch, &kOneThread));
+  sk_csr_linear_backward(&w, &wt, t_perm.data(), values.data(), &g, &input, &output, grad_values.mutable_data(),
+                         grad_bias.mutable_data(), scratch.data, SK_FLOAT32, &kOneThread);
+  return py::make_tuple(grad_x, grad_values, grad_bias);
 }
 
 // GFLOP/s of `threads` cores at once: the ceiling of the roofline.
@@ -96,8 +99,9 @@ PYBIND11_MODULE(_native, m) {
   m.def("isa", &sk_isa);
   m.def("csr_linear", &csr_linear, py::arg("x"), py::arg("values"), py::arg("tile_ptr"), py::arg("col_idx"),
         py::arg("isa") = "", "x [batch, in] float32 times W^T, with values [nnz] and a CSR pattern's tile_ptr and col_idx.");
-  m.def("csr_linear_backward_weight", &csr_linear_backward_weight, py::arg("grad"), py::arg("x"), py::arg("tile_ptr"),
-        py::arg("col_idx"), py::arg("isa") = "", "The gradient of values [nnz].");
+  m.def("csr_linear_backward", &csr_linear_backward, py::arg("grad"), py::arg("x"), py::arg("values"), py::arg("tile_ptr"),
+        py::arg("col_idx"), py::arg("t_tile_ptr"), py::arg("t_col_idx"), py::arg("t_perm"), py::arg("isa") = "",
+        "The gradients of x, values and bias.");
   m.def("fma_peak", &fma_peak, py::arg("threads") = 1, py::arg("seconds") = 0.05,
         py::call_guard<py::gil_scoped_release>(), "Float32 FMA rate in GFLOP/s of `threads` cores at once.");
 }

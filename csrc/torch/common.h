@@ -117,10 +117,19 @@ inline Tensor empty_matrix(const Tensor& like, int64_t batch, int64_t features) 
   return empty_strided(like, like.scalar_type(), {batch, features}, {features > 1 ? features : 1, 1});
 }
 
+inline Tensor empty_vector(const Tensor& like, int64_t size) { return empty_strided(like, like.scalar_type(), {size}, {1}); }
+
 // Scratch memory from torch's allocator (64-byte aligned).
-inline Tensor workspace(const Tensor& like, int64_t bytes) {
-  return empty_strided(like, ScalarType::Byte, {bytes}, {1});
-}
+class Workspace {
+ public:
+  Workspace(const Tensor& like, int64_t bytes) {
+    if (bytes > 0) memory_ = empty_strided(like, ScalarType::Byte, {bytes}, {1});
+  }
+  void* data() const { return memory_ ? memory_->mutable_data_ptr() : nullptr; }
+
+ private:
+  std::optional<Tensor> memory_;
+};
 
 // torch's own threads: one pool, so no oversubscription, and torch.set_num_threads rules.
 inline sk_threads torch_threads() {

@@ -49,35 +49,22 @@ struct CsrPattern {
       : row_ptr(l[0]), col_idx(l[1]), tile_ptr(l[2]), t_row_ptr(l[3]), t_col_idx(l[4]), t_perm(l[5]), t_tile_ptr(l[6]) {}
 };
 
-// x (or grad) times W (or its transpose): the product behind csr_linear and csr_linear_backward_input.
-Tensor multiply(const Checker& check, const char* x_name, const Tensor& x, const Tensor& values, const sk_csr& w,
-                const int32_t* perm, const std::optional<Tensor>& bias) {
-  const sk_dtype dtype = check.dtype(x_name, x);
+Tensor csr_linear(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias, const std::vector<Tensor>& pattern) {
+  const Checker check{"csr_linear"};
+  const CsrPattern p(check, pattern, x);
+  const sk_csr w = p.weight();
+  const sk_dtype dtype = check.dtype("x", x);
   check.tensor("values", values, x.scalar_type(), x, {w.nnz});
   if (bias) check.tensor("bias", *bias, x.scalar_type(), x, {w.rows});
-  const sk_matrix input = check.matrix(x_name, x, w.cols);
+  const sk_matrix input = check.matrix("x", x, w.cols);
   Tensor y = empty_matrix(x, input.batch, w.rows);
   if (y.numel() == 0) return y;
   const sk_matrix output = check.matrix("y", y, w.rows);
   const sk_threads threads = torch_threads();
-  const int64_t bytes = sk_csr_linear_workspace(&w, input.batch);
-  std::optional<Tensor> scratch;
-  if (bytes > 0) scratch = workspace(x, bytes);
-  sk_csr_linear(&w, values.const_data_ptr(), perm, &input, bias ? bias->const_data_ptr() : nullptr, &output,
-                scratch ? scratch->mutable_data_ptr() : nullptr, dtype, &threads);
+  const Workspace workspace(x, sk_csr_linear_workspace(&w, input.batch));
+  sk_csr_linear(&w, values.const_data_ptr(), &input, bias ? bias->const_data_ptr() : nullptr, &output, workspace.data(),
+                dtype, &threads);
   return y;
-}
-
-Tensor csr_linear(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias, const std::vector<Tensor>& pattern) {
-  const Checker check{"csr_linear"};
-  const CsrPattern p(check, pattern, x);
-  return multiply(check, "x", x, values, p.weight(), nullptr, bias);
-}
-
-Tensor csr_linear_backward_input(const Tensor& grad, const Tensor& values, const std::vector<Tensor>& pattern) {
-  const Checker check{"csr_linear_backward_input"};
-  const CsrPattern p(check, pattern, grad);
-  return multiply(check, "grad", grad, values, p.transposed(), p.t_perm.const_data_ptr<int32_t>(), std::nullopt);
 }
 
 #ifdef SPARSEKERN_CUDA
@@ -102,20 +89,51 @@ Tensor csr_linear_cuda(const Tensor& x, const Tensor& values, const std::optiona
 }
 #endif
 
-Tensor csr_linear_backward_weight(const Tensor& grad, const Tensor& x, const std::vector<Tensor>& pattern) {
-  const Checker check{"csr_linear_backward_weight"};
-  const CsrPattern p(check, pattern, x);
-  const sk_dtype dtype = check.dtype("x", x);
-  const sk_csr w = p.weight();
-  const sk_matrix g = check.matrix("grad", grad, w.rows), input = check.matrix("x", x, w.cols);
-  check.require(grad.scalar_type() == x.scalar_type() && check.same_device(grad, x), "grad", "of x's dtype and device", grad);
-  check.require(g.batch == input.batch, "grad", "[" + std::to_string(input.batch) + ", out]", grad);
-  Tensor grad_values = empty_strided(x, x.scalar_type(), {w.nnz}, {1});
-  if (w.nnz == 0) return grad_values;
+// The gradients that are asked for; the others are empty tensors.
+std::tuple<Tensor, Tensor, Tensor> backward(const Checker& check, const Tensor& grad, const Tensor* x, const Tensor* values,
+                                            const std::vector<Tensor>& pattern, bool need_x, bool need_values,
+                                            bool need_bias) {
+  const CsrPattern p(check, pattern, grad);
+  const sk_csr w = p.weight(), wt = p.transposed();
+  const sk_dtype dtype = check.dtype("grad", grad);
+  const sk_matrix g = check.matrix("grad", grad, w.rows);
+  if (need_x) check.tensor("values", *values, grad.scalar_type(), grad, {w.nnz});
+  sk_matrix input{};
+  if (need_values) {
+    input = check.matrix("x", *x, w.cols);
+    check.require(x->scalar_type() == grad.scalar_type() && check.same_device(*x, grad), "x", "of grad's dtype and device", *x);
+    check.require(input.batch == g.batch, "x", "[" + std::to_string(g.batch) + ", in]", *x);
+  }
+  Tensor grad_x = need_x ? empty_matrix(grad, g.batch, w.cols) : empty_vector(grad, 0);
+  Tensor grad_values = empty_vector(grad, need_values ? w.nnz : 0);
+  Tensor grad_bias = empty_vector(grad, need_bias ? w.rows : 0);
+  if (g.batch == 0) {
+    torch::stable::zero_(grad_values);
+    torch::stable::zero_(grad_bias);
+    return {grad_x, grad_values, grad_bias};
+  }
+  const sk_matrix output = need_x ? check.matrix("grad_x", grad_x, w.cols) : sk_matrix{};
   const sk_threads threads = torch_threads();
-  const Tensor scratch = workspace(x, sk_csr_linear_backward_weight_workspace(&w, input.batch, dtype));
-  sk_csr_linear_backward_weight(&w, &g, &input, grad_values.mutable_data_ptr(), scratch.mutable_data_ptr(), dtype, &threads);
-  return grad_values;
+  const Workspace workspace(grad, sk_csr_linear_backward_workspace(&w, &wt, g.batch, &threads));
+  sk_csr_linear_backward(&w, &wt, p.t_perm.const_data_ptr<int32_t>(), need_x ? values->const_data_ptr() : nullptr, &g,
+                         need_values ? &input : nullptr, need_x ? &output : nullptr,
+                         need_values ? grad_values.mutable_data_ptr() : nullptr,
+                         need_bias ? grad_bias.mutable_data_ptr() : nullptr, workspace.data(), dtype, &threads);
+  return {grad_x, grad_values, grad_bias};
+}
+
+Tensor csr_linear_backward_input(const Tensor& grad, const Tensor& values, const std::vector<Tensor>& pattern) {
+  return std::get<0>(backward({"csr_linear_backward_input"}, grad, nullptr, &values, pattern, true, false, false));
+}
+
+Tensor csr_linear_backward_weight(const Tensor& grad, const Tensor& x, const std::vector<Tensor>& pattern) {
+  return std::get<1>(backward({"csr_linear_backward_weight"}, grad, &x, nullptr, pattern, false, true, false));
+}
+
+std::tuple<Tensor, Tensor, Tensor> csr_linear_backward(const Tensor& grad, const Tensor& x, const Tensor& values,
+                                                       const std::vector<Tensor>& pattern, bool need_x, bool need_values,
+                                                       bool need_bias) {
+  return backward({"csr_linear_backward"}, grad, &x, &values, pattern, need_x, need_values, need_bias);
 }
 
 }  // namespace
@@ -123,6 +141,7 @@ Tensor csr_linear_backward_weight(const Tensor& grad, const Tensor& x, const std
 
 STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) {
   m.impl("csr_linear", TORCH_BOX(&sk::csr_linear));
+  m.impl("csr_linear_backward", TORCH_BOX(&sk::csr_linear_backward));
   m.impl("csr_linear_backward_input", TORCH_BOX(&sk::csr_linear_backward_input));
   m.impl("csr_linear_backward_weight", TORCH_BOX(&sk::csr_linear_backward_weight));
 }

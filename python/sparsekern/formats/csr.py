@@ -179,6 +179,10 @@ def _check_csr(shape: tuple[int, int], row_ptr: Tensor, col_idx: Tensor) -> None
 _OPS = torch.ops.sparsekern
 
 define("csr_linear(Tensor x, Tensor values, Tensor? bias, Tensor[] pattern) -> Tensor")
+define(
+    "csr_linear_backward(Tensor grad, Tensor x, Tensor values, Tensor[] pattern, bool need_x, bool need_values, "
+    "bool need_bias) -> (Tensor, Tensor, Tensor)"
+)
 define("csr_linear_backward_input(Tensor grad, Tensor values, Tensor[] pattern) -> Tensor")
 define("csr_linear_backward_weight(Tensor grad, Tensor x, Tensor[] pattern) -> Tensor")
 

@@ -1,0 +1,7 @@
+"""``python -m sparsekern``."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,93 @@
+"""``python -m sparsekern``: what runs here (``info``), and what it pays (``bench``)."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from . import _library
+from ._version import __version__
+from .benchmark import command, report, results
+from .formats import _FORMATS
+from .ops import NATIVE_DTYPES
+
+PRODUCTS = ("linear", "linear_backward_input", "linear_backward_weight")
+DEVICES = ("cpu", "cuda")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: the process's). Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sparsekern", description="Weight-sparse layers for torch."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("info", help="versions, the compiled library, and what runs where and why not")
+    command.add_arguments(
+        commands.add_parser("bench", help="time the sparse products against dense torch and peers")
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.command == "info":
+        print(info())
+        return 0
+    try:
+        return command.main(arguments)
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"{parser.prog} bench: {error}", file=sys.stderr)
+        return 1
+
+
+def info() -> str:
+    """What ``python -m sparsekern info`` prints."""
+    facts = list(_facts())
+    width = max(len(name) for name, _ in facts)
+    ops = [f"{format}_{product}" for format in _FORMATS for product in PRODUCTS]
+    dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in NATIVE_DTYPES)
+    return "\n".join(
+        [
+            *(f"{name.ljust(width)}  {value}" for name, value in facts),
+            "",
+            report.table(
+                ["op", *DEVICES], ([op, *(_runs(op, device) for device in DEVICES)] for op in ops), left=3
+            ),
+            "",
+            f"native takes {dtypes}; other dtypes run the reference: torch on the scattered dense weight.",
+        ]
+    )
+
+
+def _facts() -> Iterator[tuple[str, str]]:
+    yield "sparsekern", f"{__version__}, sources at {results.commit()}"
+    yield "python", platform.python_version()
+    yield "torch", torch.__version__
+    yield "machine", f"{results.machine()}, {torch.get_num_threads()} torch threads"
+    yield "library", _library.LOAD_ERROR or "loaded"
+    if _library.LOAD_ERROR is None:
+        asked = os.environ.get("SPARSEKERN_ISA")
+        choice = f"as SPARSEKERN_ISA={asked} asks" if asked else "the best that this CPU has"
+        yield "ISA", f"{results.device()}, {torch.ops.sparsekern.isa_error() or choice}"
+    has_cuda = any(_library.has_kernel(f"{format}_{PRODUCTS[0]}", "cuda") for format in _FORMATS)
+    yield "CUDA kernels", "built" if has_cuda else "not built"
+    yield "GPU", _gpu()
+    native = importlib.util.find_spec("sparsekern._native") is not None
+    yield "_native", "built" if native else "not built (wheels come without it): no FMA peak"
+
+
+def _gpu() -> str:
+    if torch.cuda.is_available():
+        return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    return "none" if torch.version.cuda else "none: this torch was built without CUDA"
+
+
+def _runs(op: str, device: str) -> str:
+    """The backend that runs ``op`` on ``device``, and why it is not the native one."""
+    if _library.has_kernel(op, device):
+        return "native"
+    if _library.LOAD_ERROR is not None:
+        return "reference: no library"
+    return f"reference: no {device} kernel in the library"

@@ -1,0 +1,109 @@
+"""What all sparse-training methods share: the layers, the clock, the checkpoint; and the simplest of them."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..nn import SparseLinear
+
+
+class Method:
+    """A sparse-training method. Call :meth:`step` after each ``optimizer.step()``.
+
+    Its clock counts the optimizer steps that really happened: one that ``GradScaler`` skipped is no step here
+    either.
+
+    Args:
+        model: holds :class:`SparseLinear` layers; those whose values are frozen are left alone.
+        optimizer: trains the values of these layers.
+        total_steps: how many optimizer steps the whole training takes; schedules refer to it.
+
+    Raises:
+        ValueError: no trainable sparse layer, one that the optimizer does not train, or ``total_steps`` below
+        1.
+
+    >>> method = Static(model, optimizer, total_steps=1000)
+    >>> for x, y in batches:
+    ...     optimizer.zero_grad()
+    ...     loss(model(x), y).backward()
+    ...     optimizer.step()
+    ...     method.step()
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, total_steps: int) -> None:
+        if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
+            raise ValueError(f"total_steps must be a whole number of 1 or more, got {total_steps!r}")
+        self.layers: dict[str, SparseLinear] = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, SparseLinear) and module.values.requires_grad
+        }
+        if not self.layers:
+            raise ValueError(
+                "model must hold a SparseLinear that is trainable (sparsekern.sparsify makes them), "
+                f"got none in {type(model).__name__}"
+            )
+        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        missing = [name for name, layer in self.layers.items() if id(layer.values) not in trained]
+        if missing:
+            raise ValueError(
+                f"optimizer must train the values of every sparse layer, but not those of {missing}: "
+                "make it from model.parameters() after sparsify"
+            )
+        self.optimizer = optimizer
+        self.total_steps = total_steps
+        self.step_count = 0
+        """Optimizer steps so far."""
+        self._stepped = False
+        # The hook must not keep the method alive: one that is dropped gives back what it holds at once.
+        hook = weakref.WeakMethod(self._after_optimizer)
+        handle = optimizer.register_step_post_hook(
+            lambda *call: None if (alive := hook()) is None else alive(*call)
+        )
+        weakref.finalize(self, handle.remove)
+
+    def step(self) -> None:
+        """Do what is due after an optimizer step; nothing if there was none since the last call."""
+        stepped, self._stepped = self._stepped, False
+        if stepped:
+            self.step_count += 1
+        self._advance(stepped)
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers to log: ``sparsity/<layer>``."""
+        return {f"sparsity/{name}": 1.0 - layer.density for name, layer in self.layers.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """With the state of model and optimizer, all that is needed to continue to the same bits."""
+        return {"step_count": self.step_count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave. Raises ``ValueError`` if it is of another method."""
+        expected = self.state_dict().keys()
+        if state.keys() != expected:
+            raise ValueError(
+                f"state must be that of {type(self).__name__}, with {sorted(expected)}, got {sorted(state)}"
+            )
+        self.step_count = state["step_count"]
+        self._stepped = False
+
+    def _advance(self, stepped: bool) -> None:
+        """What :meth:`step` does, after the clock has moved if ``stepped``."""
+
+    def _is_due(self, step: int) -> bool:
+        """Whether the mask changes after optimizer step number ``step`` (from 1)."""
+        return False
+
+    def _after_optimizer(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        # GradScaler does not call an optimizer whose gradients overflowed, except a fused one: that skips on
+        # the device, by this tensor. It is read only when it matters, as reading it waits for the GPU.
+        found_inf = getattr(optimizer, "found_inf", None)
+        self._stepped = found_inf is None or not self._is_due(self.step_count + 1) or not bool(found_inf)
+
+
+class Static(Method):
+    """The masks stay as they are: random from ``SparseLinear(...)``, or given to ``from_dense``."""
