@@ -311,17 +311,25 @@ void sum_rows(int64_t rows, int stride, const float* g, bool add, float* sums) {
   }
 }
 
-// Cuts the backward pass into groups of panels x ranges of W's column tiles, a task each. Groups sum the gradients of values
-// and bias in memory of their own, added up at the end: at most 8, so that this stays cheap with many threads.
+// Cuts the backward pass into groups of panels x ranges of W's column tiles, a task each. Each group but the first sums the
+// gradients of values and bias in memory of its own, added up at the end; each range packs the gradient of y anew. Of the
+// splits that keep all threads busy, the one that moves the fewest bytes.
 struct BackwardPlan {
   int64_t panels, groups, ranges, group_floats, tile_groups, t_group;
 
   BackwardPlan(const sk_csr& w, const sk_csr& wt, int64_t batch, int threads) {
     const int stride = panel_stride(batch);
     panels = ceil_div(batch, kPanel);
-    groups = max<int64_t>(1, min(panels, min<int64_t>(threads, 8)));
-    ranges = max(ceil_div(w.cols * stride, kChunkFloats * 3 / 2), ceil_div(threads, groups));
-    ranges = min(ranges, w.tiles);
+    // A range's panels of x and of its gradient, up to 384 KB each, stay in L2.
+    const int64_t least_ranges = ceil_div(w.cols * stride, kChunkFloats * 3 / 2);
+    double least = -1.0;
+    for (int64_t g = 1; g <= max<int64_t>(1, min<int64_t>(panels, threads)); g++) {
+      const int64_t r = max<int64_t>(1, min(max(least_ranges, ceil_div(threads, g)), w.tiles));
+      const double idle = double(ceil_div(panels, g)) * ceil_div(g * r, threads) * threads / (double(panels) * r);
+      const double bytes = 12.0 * (g - 1) * w.nnz + 8.0 * r * batch * w.rows;
+      const double cost = idle * (2.0 * batch * w.nnz + bytes);  // about 1 byte costs 1 FLOP
+      if (least < 0.0 || cost < least) least = cost, groups = g, ranges = r;
+    }
     group_floats = ceil_div(w.nnz, 16) * 16 + ceil_div(w.rows, 16) * 16;
     t_group = tile_group(wt, max(1, stride));
     tile_groups = ceil_div(wt.tiles, t_group);
@@ -343,8 +351,15 @@ void backward(const sk_csr& w, const sk_csr& wt, const int32_t* perm, const T* v
   float* const sums = static_cast<float*>(workspace);
   Entry* const entries = reinterpret_cast<Entry*>(sums + plan.groups * plan.group_floats);
   int32_t* const starts = reinterpret_cast<int32_t*>(entries + w.nnz);
-  const auto value_sums = [&](int64_t g) { return sums + g * plan.group_floats; };
-  const auto bias_sums = [&](int64_t g) { return value_sums(g) + ceil_div(w.nnz, 16) * 16; };
+  // Group 0 sums float32 gradients where they belong.
+  constexpr bool in_place = std::is_same_v<T, float>;
+  const auto value_sums = [&](int64_t g) {
+    return in_place && g == 0 ? reinterpret_cast<float*>(grad_values) : sums + g * plan.group_floats;
+  };
+  const auto bias_sums = [&](int64_t g) {
+    return in_place && g == 0 ? reinterpret_cast<float*>(grad_bias)
+                              : sums + g * plan.group_floats + ceil_div(w.nnz, 16) * 16;
+  };
   const auto column = [&](int64_t tile) { return min(tile * width, w.cols); };
 
   // W transposed, in blocks of one tile of columns x one group of tiles of rows: the values that a block gathers lie in L1.
@@ -394,9 +409,10 @@ void backward(const sk_csr& w, const sk_csr& wt, const int32_t* perm, const T* v
 
   // Sum the groups, in a fixed order.
   const auto finish = [&](auto part, T* out, int64_t count) {
+    if (in_place && plan.groups == 1) return;
     parallel_for(threads, ceil_div(count, kLanes), 2.0 * plan.groups * count, [&](int64_t begin, int64_t end) {
       for (int64_t k = begin * kLanes; k < min(end * kLanes, count); k += kLanes) {
-        vec total = load(part(0) + k);
+        vec total = load_first(part(0) + k, count - k);
         for (int64_t g = 1; g < plan.groups; g++) total += load(part(g) + k);
         store_first(out + k, total, count - k);
       }

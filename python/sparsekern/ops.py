@@ -37,28 +37,31 @@ def linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None = No
     out_features, in_features = pattern.shape
     if x.dim() == 0 or x.shape[-1] != in_features:
         raise ValueError(f"x must have shape (..., {in_features}), got {tuple(x.shape)}")
-    if backend == "auto":
-        native = unavailable(x, pattern) is None
-    elif backend == "native":
-        reason = unavailable(x, pattern)
-        if reason is not None:
-            raise ValueError(f'backend="native" cannot run: {reason}')
-        native = True
-    elif backend == "reference":
-        native = False
-    else:
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, values = x.to(dtype), values.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    if values.dtype != x.dtype or values.device != x.device:
+        raise ValueError(f"values must be {x.dtype} on {x.device} as x is, got {values.dtype} on {values.device}")
+    if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
-    if not native:
+    reason = None if backend == "reference" else unavailable(x, pattern)
+    if backend == "native" and reason is not None:
+        raise ValueError(f'backend="native" cannot run: {reason}')
+    if backend == "reference" or reason is not None:
         return torch.nn.functional.linear(x, pattern.scatter(values), bias)
+    native = _NATIVE[type(pattern)]
     if x.dim() == 2:
-        return _NATIVE[type(pattern)](x, values, bias, pattern)
-    return _NATIVE[type(pattern)](x.reshape(-1, in_features), values, bias, pattern).view(*x.shape[:-1], out_features)
+        return native(x, values, bias, pattern)
+    return native(x.reshape(-1, in_features), values, bias, pattern).view(*x.shape[:-1], out_features)
 
 
 def unavailable(x: Tensor, pattern: Pattern) -> str | None:
     """Why the native kernels cannot run on x, or None if they can."""
-    if x.dtype not in NATIVE_DTYPES and not torch.is_autocast_enabled(x.device.type):
+    if x.dtype not in NATIVE_DTYPES:
         return f"it takes {' or '.join(str(d) for d in NATIVE_DTYPES)}, got {x.dtype}"
+    if torch._C._are_functorch_transforms_active():
+        return "torch.func transforms (grad, vmap, ...) need ops made of torch's own"
     kind = x.device.type
     if kind in ("cpu", "meta"):
         return LOAD_ERROR
