@@ -49,6 +49,32 @@ struct CsrPattern {
       : row_ptr(l[0]), col_idx(l[1]), tile_ptr(l[2]), t_row_ptr(l[3]), t_col_idx(l[4]), t_perm(l[5]), t_tile_ptr(l[6]) {}
 };
 
+// tile_ptr, t_row_ptr, t_col_idx, t_perm and t_tile_ptr of a checked pattern.
+std::vector<Tensor> csr_derive(const Tensor& row_ptr, const Tensor& col_idx, int64_t in_features, int64_t width,
+                               int64_t t_width) {
+  const Checker check{"csr_derive"};
+  check.tensor("row_ptr", row_ptr, ScalarType::Int, row_ptr, {-1});
+  check.tensor("col_idx", col_idx, ScalarType::Int, row_ptr, {-1});
+  if (row_ptr.numel() < 1 || in_features < 0 || width < 1 || t_width < 1)
+    check.fail("row_ptr", "int32 [out + 1], with in_features >= 0 and tile widths >= 1", describe(row_ptr));
+  const int64_t rows = row_ptr.numel() - 1, nnz = col_idx.numel();
+  const auto ints = [&](std::vector<int64_t> shape) {
+    const int64_t last = shape.back();
+    return shape.size() == 1 ? empty_strided(row_ptr, ScalarType::Int, shape, {1})
+                             : empty_strided(row_ptr, ScalarType::Int, shape, {last > 0 ? last : 1, 1});
+  };
+  const auto tiles = [](int64_t size, int64_t w) { return size > w ? (size + w - 1) / w : 1; };
+  Tensor tile_ptr = ints({tiles(in_features, width) + 1, rows}), t_row_ptr = ints({in_features + 1}), t_col_idx = ints({nnz}),
+         t_perm = ints({nnz}), t_tile_ptr = ints({tiles(rows, t_width) + 1, in_features});
+  const int32_t *ptr = row_ptr.const_data_ptr<int32_t>(), *idx = col_idx.const_data_ptr<int32_t>();
+  sk_csr_tile(rows, in_features, width, ptr, idx, tile_ptr.mutable_data_ptr<int32_t>());
+  sk_csr_transpose(rows, in_features, ptr, idx, t_row_ptr.mutable_data_ptr<int32_t>(), t_col_idx.mutable_data_ptr<int32_t>(),
+                   t_perm.mutable_data_ptr<int32_t>());
+  sk_csr_tile(in_features, rows, t_width, t_row_ptr.const_data_ptr<int32_t>(), t_col_idx.const_data_ptr<int32_t>(),
+              t_tile_ptr.mutable_data_ptr<int32_t>());
+  return {tile_ptr, t_row_ptr, t_col_idx, t_perm, t_tile_ptr};
+}
+
 Tensor csr_linear(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias, const std::vector<Tensor>& pattern) {
   const Checker check{"csr_linear"};
   const CsrPattern p(check, pattern, x);
@@ -140,6 +166,7 @@ std::tuple<Tensor, Tensor, Tensor> csr_linear_backward(const Tensor& grad, const
 }  // namespace sk
 
 STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) {
+  m.impl("csr_derive", TORCH_BOX(&sk::csr_derive));
   m.impl("csr_linear", TORCH_BOX(&sk::csr_linear));
   m.impl("csr_linear_backward", TORCH_BOX(&sk::csr_linear_backward));
   m.impl("csr_linear_backward_input", TORCH_BOX(&sk::csr_linear_backward_input));

@@ -19,6 +19,15 @@ typedef struct {
                               tile_ptr[t * rows + r] .. tile_ptr[u * rows + r] */
 } sk_csr;
 
+/* tile_ptr of a pattern [rows, cols] with tiles of `width` columns: (max(1, ceil(cols / width)) + 1) * rows ints, written. */
+void sk_csr_tile(int64_t rows, int64_t cols, int64_t width, const int32_t* row_ptr, const int32_t* col_idx,
+                 int32_t* tile_ptr);
+
+/* The transposed pattern: t_row_ptr (cols + 1 ints), t_col_idx and t_perm (row_ptr[rows] ints), written; see wt and perm
+ * below. */
+void sk_csr_transpose(int64_t rows, int64_t cols, const int32_t* row_ptr, const int32_t* col_idx, int32_t* t_row_ptr,
+                      int32_t* t_col_idx, int32_t* t_perm);
+
 /* All products are deterministic: same input and thread count, same bits. Matrices must not overlap. A workspace is 64-byte
  * aligned; its size in bytes comes from the function named like its user. */
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._library import define
+from .._library import define, has_kernel
 from .pattern import Pattern, check_mask, top_count, top_mask
 
 INT32_MAX = 2**31 - 1
@@ -55,14 +55,19 @@ class CSR(Pattern):
 
     def _derive(self) -> None:
         out_features, in_features = self.shape
+        width = tile_width(out_features, in_features, self.nnz)
+        t_width = tile_width(in_features, out_features, self.nnz)
+        if has_kernel("csr_derive", self.row_ptr.device.type):
+            derived = _OPS.csr_derive(self.row_ptr, self.col_idx, in_features, width, t_width)
+            self.tile_ptr, self.t_row_ptr, self.t_col_idx, self.t_perm, self.t_tile_ptr = derived
+            return
         rows = self.row_idx()
-        self.tile_ptr = _tile_ptr(self.row_ptr, rows, self.col_idx, in_features)
-        # Stable, so rows ascend within a column.
-        perm = torch.argsort(self.col_idx, stable=True)
+        perm = torch.argsort(self.col_idx, stable=True)  # stable, so rows ascend within a column
+        self.tile_ptr = _tile_ptr(self.row_ptr, rows, self.col_idx, in_features, width)
         self.t_perm = perm.to(torch.int32)
         self.t_col_idx = rows[perm].to(torch.int32)
         self.t_row_ptr = _counts_to_ptr(torch.bincount(self.col_idx, minlength=in_features))
-        self.t_tile_ptr = _tile_ptr(self.t_row_ptr, self.col_idx[perm], self.t_col_idx, out_features)
+        self.t_tile_ptr = _tile_ptr(self.t_row_ptr, self.col_idx[perm], self.t_col_idx, out_features, t_width)
 
     def row_idx(self) -> Tensor:
         """int64 ``[nnz]``: the row of each entry."""
@@ -81,9 +86,9 @@ class CSR(Pattern):
     @classmethod
     def from_flat_index(cls, shape: tuple[int, int], flat_index: Tensor) -> CSR:
         """The pattern of ascending int64 positions in the flattened ``[out·in]`` weight. O(nnz) memory."""
-        rows = torch.div(flat_index, max(shape[1], 1), rounding_mode="floor")
-        row_ptr = _counts_to_ptr(torch.bincount(rows, minlength=shape[0]))
-        return cls(shape, row_ptr, (flat_index - rows * shape[1]).to(torch.int32))
+        starts = torch.arange(shape[0] + 1, device=flat_index.device) * shape[1]
+        row_ptr = torch.searchsorted(flat_index, starts).to(torch.int32)
+        return cls(shape, row_ptr, torch.remainder(flat_index, max(shape[1], 1)).to(torch.int32))
 
     @classmethod
     def from_state(cls, shape: tuple[int, int], state: dict[str, Tensor]) -> CSR:
@@ -129,9 +134,8 @@ def tile_width(rows: int, cols: int, nnz: int) -> int:
     return width
 
 
-def _tile_ptr(row_ptr: Tensor, rows: Tensor, cols: Tensor, n_cols: int) -> Tensor:
+def _tile_ptr(row_ptr: Tensor, rows: Tensor, cols: Tensor, n_cols: int, width: int) -> Tensor:
     n_rows = row_ptr.numel() - 1
-    width = tile_width(n_rows, n_cols, cols.numel())
     tiles = max(1, -(-n_cols // width))
     counts = torch.bincount(rows * tiles + torch.div(cols, width, rounding_mode="floor"), minlength=n_rows * tiles)
     # The flat prefix sum starts at row_ptr[r] for tile 0 of row r; the last tile ends at row_ptr[r + 1].
@@ -179,6 +183,7 @@ def _check_csr(shape: tuple[int, int], row_ptr: Tensor, col_idx: Tensor) -> None
 _OPS = torch.ops.sparsekern
 _NO_GRADS = [None] * 7  # what torch.library wants for the list `pattern`
 
+define("csr_derive(Tensor row_ptr, Tensor col_idx, int in_features, int width, int t_width) -> Tensor[]")
 define("csr_linear(Tensor x, Tensor values, Tensor? bias, Tensor[] pattern) -> Tensor")
 define(
     "csr_linear_backward(Tensor grad, Tensor x, Tensor values, Tensor[] pattern, bool need_x, bool need_values, "

@@ -142,7 +142,7 @@ class SparseLinear(nn.Module):
         return linear.train(self.training)
 
     @torch.no_grad()
-    def set_pattern(self, pattern: Pattern | Tensor) -> None:
+    def set_pattern(self, pattern: Pattern | Tensor, values: Tensor | None = None) -> None:
         """Change where the nonzeros are. Values at positions in both patterns survive; new ones start at 0.
 
         The parameter ``values`` stays the same object, so an optimizer keeps it; its gradient is dropped. Where nnz is the
@@ -150,19 +150,26 @@ class SparseLinear(nn.Module):
 
         Args:
             pattern: a pattern of any format this layer can take, or a bool mask ``[out, in]``.
+            values: the new values, where they are known already.
+
+        Raises:
+            ValueError: a pattern or values of the wrong shape; the layer stays as it was.
         """
         if isinstance(pattern, Tensor):
             pattern = type(self.pattern).from_mask(pattern.to(self.pattern.device))
         if pattern.shape != self.pattern.shape:
             raise ValueError(f"pattern must have shape {self.pattern.shape}, got {pattern.shape}")
         pattern = pattern.to(self.values.device)
-        values = move_values(self.pattern, pattern, self.values)
+        if values is None:
+            values = move_values(self.pattern, pattern, self.values)
+        if tuple(values.shape) != pattern.values_shape:
+            raise ValueError(f"values must have shape {list(pattern.values_shape)}, got {list(values.shape)}")
         self.pattern = pattern
         self.values.grad = None
         if values.shape == self.values.shape:
             self.values.copy_(values)
         else:
-            self.values.data = values
+            self.values.data = values.to(self.values.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
         # Module.to(), .cuda() and the like act through _apply; their fn leaves the dtype of integer tensors alone.

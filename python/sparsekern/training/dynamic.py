@@ -141,7 +141,7 @@ class SET(Method):
             except ValueError as error:
                 raise ValueError(f"layer {name!r}: {error}") from None
             carry_state(self.optimizer, layer.values, move, seed_second_moment=self.seed_second_moment)
-            layer.set_pattern(move.pattern)
+            layer.set_pattern(move.pattern, move(layer.values))
             self.churn[name] = move.churn
 
 
