@@ -11,6 +11,8 @@
 //   reaches the vector unit from a general register: broadcasting it from memory costs 10 %.
 // - The three gradients share one pass: a chunk of the output gradient's panel is packed once and meets both W transposed and
 //   x's panel while it is in L2. Out of cache, the products are bound by memory, and this halves their traffic.
+// - Threads share nothing that they write: each copies the weights and packs the panels that it needs itself. Where two cores
+//   do not share an L3, reading what the other one wrote cost 5 times the copy itself.
 // Tried and dropped: visiting rows by length, so that loop exits predict (-10 %: y is then visited at random); panels of 128
 // floats (-5 to -10 %); prefetching the weights of 8 rows ahead instead of copying them (+10 % where the copy gives +30 %).
 
@@ -43,17 +45,35 @@ int64_t tile_group(const sk_csr& w, int stride) {
   return max<int64_t>(1, kL1Floats / (min(tile_width(w), w.cols + 1) * stride));
 }
 
-// How many row chunks: enough that a chunk's accumulators, and its weights while they are copied, fit L2, and that all
-// threads have equally many.
-int64_t chunk_count(const sk_csr& w, int stride, int threads) {
-  const int64_t chunks = max(ceil_div(w.rows * stride, kChunkFloats), ceil_div(w.nnz, kChunkEntries));
-  return min(ceil_div(max<int64_t>(1, chunks), threads) * threads, max<int64_t>(1, w.rows));
+// How a product is split over threads: `groups` of panels x `ranges` of rows or columns of W, a task each.
+struct Split {
+  int64_t groups, ranges;
+};
+
+// The split of least time for the busiest thread. A task takes `panel` + `panel_part` / ranges for each of its panels and
+// `once` / ranges once; each group beyond the first costs `merge`. Any unit of time.
+Split split_work(int64_t panels, int threads, int64_t least_ranges, int64_t most_ranges, double panel, double panel_part,
+                 double once, double merge) {
+  Split best = {1, 1};
+  double least = -1.0;
+  for (int64_t groups = 1; groups <= max<int64_t>(1, min<int64_t>(panels, threads)); groups++) {
+    const int64_t ranges = max<int64_t>(1, min(max(ceil_div(threads, groups), least_ranges), most_ranges));
+    const double task = ceil_div(panels, groups) * (panel + panel_part / ranges) + once / ranges;
+    const double time = ceil_div(groups * ranges, threads) * task + (groups - 1) * merge;
+    if (least < 0.0 || time < least) least = time, best = {groups, ranges};
+  }
+  return best;
 }
 
-// First row of chunk c of `chunks`, so that chunks have about equal work: entries, and 4 more per row for its accumulators.
-int64_t chunk_begin(const sk_csr& w, int64_t c, int64_t chunks) {
-  if (c == chunks) return w.rows;
-  const double target = (double(w.nnz) + 4.0 * w.rows) * c / chunks;
+// Costs for split_work, in ns on one core of Zen 4; only their ratios matter.
+constexpr double kFloatCost = 0.2;    // pack or unpack one float
+constexpr double kEntryCost = 1.3;    // copy one entry
+constexpr double kColumnCost = 0.017;  // one weight x one batch column
+
+// First row of range i of n, so that ranges have about equal work: entries, and 4 more per row for its accumulators.
+int64_t range_begin(const sk_csr& w, int64_t i, int64_t n) {
+  if (i == n) return w.rows;
+  const double target = (double(w.nnz) + 4.0 * w.rows) * i / n;
   int64_t low = 0, high = w.rows;
   while (low < high) {
     const int64_t mid = (low + high) / 2;
@@ -181,70 +201,90 @@ void linear_few(const sk_csr& w, const T* values, int64_t group, int64_t r0, int
     const int32_t* begins = w.tile_ptr + t * w.rows;
     const int32_t* ends = w.tile_ptr + min(t + group, w.tiles) * w.rows;
     for (int64_t r = r0; r < r1; r++) {
+      if (r + 2 < r1)
+        for (int64_t k = begins[r + 2]; k < ends[r + 2]; k += 16) {
+          __builtin_prefetch(values + k);
+          __builtin_prefetch(w.col_idx + k);
+        }
       float* row = y_panel + (r - r0) * kLanes;
-      vec acc[2] = {t > 0 ? load(row) : bias ? broadcast(to_float(bias[r])) : vec{}, vec{}};
-      for (int64_t k = begins[r]; k < ends[r]; k++)
-        acc[k & 1] += broadcast(to_float(values[k])) * load(x + int64_t(w.col_idx[k]) * kLanes);
-      store(row, acc[0] + acc[1]);
+      vec sum[4] = {t > 0 ? load(row) : bias ? broadcast(to_float(bias[r])) : vec{}};  // 4: to hide the FMA latency
+      int64_t k = begins[r];
+      for (; k + 4 <= ends[r]; k += 4)
+        for (int i = 0; i < 4; i++) sum[i] += broadcast(to_float(values[k + i])) * load(x + int64_t(w.col_idx[k + i]) * kLanes);
+      for (; k < ends[r]; k++) sum[0] += broadcast(to_float(values[k])) * load(x + int64_t(w.col_idx[k]) * kLanes);
+      store(row, (sum[0] + sum[1]) + (sum[2] + sum[3]));
     }
   }
   unpack<T>(y, r0, r1, s, y_panel);
 }
 
-// One batch row: a dot product per row of W, x gathered from L1. Scalar, because on Zen 4 and older a gather costs
-// as much as its loads; four sums hide the FMA latency. Bound by 3 loads per weight, about 1.3 cycles.
+// One batch row: a dot product per row of W, x gathered from L1. Scalar: 0.34 ns per weight on Zen 4, bound by its 3 loads,
+// where gather instructions take 0.38, and the compiler's own vectors of four inserts (turned off for this file) 0.72.
 template <class T>
 void linear_single(const sk_csr& w, const T* values, int64_t r0, int64_t r1, const float* x, const T* bias,
                    const sk_matrix& y) {
+  constexpr int kSums = 8;  // FMA latency 4 x 2 per cycle
   T* data = static_cast<T*>(y.data);
   for (int64_t r = r0; r < r1; r++) {
     int64_t k = row_begin(w, r);
     const int64_t end = row_begin(w, r + 1);
-    float sum[4] = {};
-    for (; k + 4 <= end; k += 4)
-      for (int i = 0; i < 4; i++) sum[i] += to_float(values[k + i]) * x[w.col_idx[k + i]];
+    float sum[kSums] = {};
+    for (; k + kSums <= end; k += kSums)
+      for (int i = 0; i < kSums; i++) sum[i] += to_float(values[k + i]) * x[w.col_idx[k + i]];
     for (; k < end; k++) sum[0] += to_float(values[k]) * x[w.col_idx[k]];
-    store_one(data + r * y.stride_feature,
-              (bias ? to_float(bias[r]) : 0.0f) + ((sum[0] + sum[1]) + (sum[2] + sum[3])));
+    for (int i = 1; i < kSums; i++) sum[0] += sum[i];
+    store_one(data + r * y.stride_feature, sum[0] + (bias ? to_float(bias[r]) : 0.0f));
   }
+}
+
+Split forward_split(const sk_csr& w, int64_t batch, int threads) {
+  const double columns = panel_stride(batch);
+  return split_work(ceil_div(batch, kPanel), threads, 1, max<int64_t>(1, w.rows), columns * w.cols * kFloatCost,
+                    columns * (w.rows * kFloatCost + w.nnz * kColumnCost), batch <= kLanes ? 0.0 : w.nnz * kEntryCost, 0.0);
+}
+
+int64_t linear_workspace(const sk_csr& w, int64_t batch, int threads) {
+  return batch <= kLanes ? 0 : forward_split(w, batch, threads).groups * w.nnz * int64_t(sizeof(Entry));
 }
 
 template <class T>
 void linear(const sk_csr& w, const T* values, const sk_matrix& x, const T* bias, const sk_matrix& y, void* workspace,
             const sk_threads& threads) {
   const int stride = panel_stride(x.batch);
-  const int64_t panels = ceil_div(x.batch, kPanel), chunks = chunk_count(w, stride, threads.threads);
-  const int64_t group = tile_group(w, stride);
+  const int64_t panels = ceil_div(x.batch, kPanel), group = tile_group(w, stride);
+  const Split split = forward_split(w, x.batch, threads.threads);
   const bool few = x.batch <= kLanes;
-  const double flops = 2.0 * x.batch * (w.nnz + w.rows);
-  Entry* entries = static_cast<Entry*>(workspace);
-  if (!few)
-    parallel_for(threads, chunks, flops, [&](int64_t begin, int64_t end) {
-      for (int64_t c = begin; c < end; c++)
-        pack_entries<T>(w, values, nullptr, group, chunk_begin(w, c, chunks), chunk_begin(w, c + 1, chunks), stride, entries,
-                        nullptr);
-    });
-  parallel_for(threads, panels * chunks, flops, [&](int64_t begin, int64_t end) {
+  // Rows at a time: a chunk's accumulators, and its weights while they are copied, fit L2.
+  const int64_t chunk = max<int64_t>(kLanes, min(kChunkFloats / stride, kChunkEntries * w.rows / max<int64_t>(1, w.nnz)));
+  parallel_for(threads, split.groups * split.ranges, 2.0 * x.batch * (w.nnz + w.rows), [&](int64_t begin, int64_t end) {
     static thread_local Scratch x_scratch, y_scratch;
-    float* x_panel = x_scratch.floats(w.cols * stride);
-    int64_t packed = -1;
     for (int64_t task = begin; task < end; task++) {
-      const int64_t p = task / chunks, c = task % chunks;
-      const int64_t r0 = chunk_begin(w, c, chunks), r1 = chunk_begin(w, c + 1, chunks);
-      float* y_panel = y_scratch.floats((r1 - r0) * stride);
-      const Slice s = slice(x.batch, p);
-      if (p != packed && x.batch > 1) pack<T>(x, 0, w.cols, s, x_panel);
-      if (p != packed && x.batch == 1)
-        for (int64_t f = 0; f < w.cols; f++) x_panel[f] = to_float(static_cast<const T*>(x.data)[f * x.stride_feature]);
-      packed = p;
-      if (x.batch == 1)
-        linear_single(w, values, r0, r1, x_panel, bias, y);
-      else if (few)
-        linear_few(w, values, group, r0, r1, x_panel, bias, y, s, y_panel);
-      else
-        with_vectors(s.width, [&](auto nv) {
-          linear_panel<nv()>(w, entries + row_begin(w, r0), group, r0, r1, x_panel, bias, y, s, y_panel);
-        });
+      const int64_t g = task / split.ranges, range = task % split.ranges;
+      const int64_t first_row = range_begin(w, range, split.ranges), last_row = range_begin(w, range + 1, split.ranges);
+      const int64_t first = g * panels / split.groups, last = (g + 1) * panels / split.groups;
+      Entry* const entries = static_cast<Entry*>(workspace) + g * w.nnz;
+      for (int64_t r = first_row; !few && r < last_row; r += chunk)
+        pack_entries<T>(w, values, nullptr, group, r, min(r + chunk, last_row), stride, entries, nullptr);
+      float* const x_panel = x_scratch.floats(w.cols * stride);
+      float* const y_panel = y_scratch.floats(chunk * stride);
+      for (int64_t p = first; p < last; p++) {
+        const Slice s = slice(x.batch, p);
+        if (x.batch > 1)
+          pack<T>(x, 0, w.cols, s, x_panel);
+        else
+          for (int64_t f = 0; f < w.cols; f++) x_panel[f] = to_float(static_cast<const T*>(x.data)[f * x.stride_feature]);
+        for (int64_t r0 = first_row; r0 < last_row; r0 += chunk) {
+          const int64_t r1 = min(r0 + chunk, last_row);
+          if (x.batch == 1)
+            linear_single(w, values, r0, r1, x_panel, bias, y);
+          else if (few)
+            linear_few(w, values, group, r0, r1, x_panel, bias, y, s, y_panel);
+          else
+            with_vectors(s.width, [&](auto nv) {
+              linear_panel<nv()>(w, entries + row_begin(w, r0), group, r0, r1, x_panel, bias, y, s, y_panel);
+            });
+        }
+      }
     }
   });
 }
@@ -263,40 +303,38 @@ template <int NV, int M>
   return sum4(acc[0], acc[1], acc[2], acc[3]);
 }
 
-// sums[k] (+)= dot(g's row r, x's column cols[k]) over one panel, for the entries of rows [r0, r1) in tile t.
-// g's row stays in registers; four entries share one reduction. The rest of a row's entries gets code of its own: padding
-// them to four costs 15 % at 90 % sparsity.
+// Adds (or, without kAdd, stores) dot(g's row r, x's column cols[k]) over one panel to the next sum, for the entries of rows
+// [r0, r1) in tile t, in that order. Returns the sum after the last one. g's row stays in registers; four entries share one
+// reduction. The rest of a row's entries gets code of its own: padding them to four costs 15 % at 90 % sparsity.
 template <int NV, bool kAdd>
-void weight_rows(const sk_csr& w, int64_t t, int64_t r0, int64_t r1, int stride, const float* g, const float* x,
-                 float* sums) {
+float* weight_rows(const sk_csr& w, int64_t t, int64_t r0, int64_t r1, int stride, const float* g, const float* x,
+                   float* sums) {
   const int32_t* begins = w.tile_ptr + t * w.rows;
   const int32_t* ends = begins + w.rows;
   const int32_t* cols = w.col_idx;
   for (int64_t r = r0; r < r1; r++, g += stride) {
-    if (const int64_t ahead = r + kPrefetchRows; ahead < r1) {
-      __builtin_prefetch(sums + begins[ahead], 1);
-      __builtin_prefetch(cols + begins[ahead]);
-    }
+    if (const int64_t ahead = r + kPrefetchRows; ahead < r1) __builtin_prefetch(cols + begins[ahead]);
     int32_t k = begins[r];
     const int32_t end = ends[r];
     if (k == end) continue;
     vec row[NV];
     for (int j = 0; j < NV; j++) row[j] = load(g + j * kLanes);
-    for (; k + 4 <= end; k += 4) {
+    for (; k + 4 <= end; k += 4, sums += 4) {
       vec4 total = dots<NV, 4>(row, cols + k, stride, x);
       if (kAdd) {
         vec4 old;
-        memcpy(&old, sums + k, sizeof old);
+        memcpy(&old, sums, sizeof old);
         total += old;
       }
-      memcpy(sums + k, &total, sizeof total);
+      memcpy(sums, &total, sizeof total);
     }
     if (k == end) continue;
     const vec4 total = end - k == 3   ? dots<NV, 3>(row, cols + k, stride, x)
                        : end - k == 2 ? dots<NV, 2>(row, cols + k, stride, x)
                                       : dots<NV, 1>(row, cols + k, stride, x);
-    for (int i = 0; k + i < end; i++) sums[k + i] = (kAdd ? sums[k + i] : 0.0f) + total[i];
+    for (int i = 0; k < end; i++, k++, sums++) *sums = (kAdd ? *sums : 0.0f) + total[i];
   }
+  return sums;
 }
 
 // sums[r] (+)= the sum of g's row r over one panel, for `rows` rows.
@@ -311,32 +349,31 @@ void sum_rows(int64_t rows, int stride, const float* g, bool add, float* sums) {
   }
 }
 
-// Cuts the backward pass into groups of panels x ranges of W's column tiles, a task each. Each group but the first sums the
-// gradients of values and bias in memory of its own, added up at the end; each range packs the gradient of y anew. Of the
-// splits that keep all threads busy, the one that moves the fewest bytes.
+// The backward pass is split into groups of panels x ranges of W's column tiles. Each group sums the gradients of values and
+// bias in memory of its own; each range packs the gradient of y anew.
 struct BackwardPlan {
-  int64_t panels, groups, ranges, group_floats, tile_groups, t_group;
+  Split split;
+  int64_t panels, t_group, t_rows, tile_groups, chunk, value_floats, bias_floats, starts;
 
   BackwardPlan(const sk_csr& w, const sk_csr& wt, int64_t batch, int threads) {
     const int stride = panel_stride(batch);
     panels = ceil_div(batch, kPanel);
     // A range's panels of x and of its gradient, up to 384 KB each, stay in L2.
-    const int64_t least_ranges = ceil_div(w.cols * stride, kChunkFloats * 3 / 2);
-    double least = -1.0;
-    for (int64_t g = 1; g <= max<int64_t>(1, min<int64_t>(panels, threads)); g++) {
-      const int64_t r = max<int64_t>(1, min(max(least_ranges, ceil_div(threads, g)), w.tiles));
-      const double idle = double(ceil_div(panels, g)) * ceil_div(g * r, threads) * threads / (double(panels) * r);
-      const double bytes = 12.0 * (g - 1) * w.nnz + 8.0 * r * batch * w.rows;
-      const double cost = idle * (2.0 * batch * w.nnz + bytes);  // about 1 byte costs 1 FLOP
-      if (least < 0.0 || cost < least) least = cost, groups = g, ranges = r;
-    }
-    group_floats = ceil_div(w.nnz, 16) * 16 + ceil_div(w.rows, 16) * 16;
-    t_group = tile_group(wt, max(1, stride));
+    split = split_work(panels, threads, ceil_div(w.cols * stride, kChunkFloats * 3 / 2), w.tiles,
+                       stride * w.rows * kFloatCost, stride * (2 * w.cols * kFloatCost + 2 * w.nnz * kColumnCost),
+                       w.nnz * kEntryCost * 1.5, w.nnz * kFloatCost * 4);
+    t_group = tile_group(wt, stride);
+    t_rows = tile_width(wt) * t_group;
     tile_groups = ceil_div(wt.tiles, t_group);
+    chunk = max<int64_t>(1, 512 / t_rows) * t_rows;  // rows of W at a time: 128 KB of the gradient of y
+    value_floats = ceil_div(w.nnz + kLanes, 16) * 16;
+    bias_floats = ceil_div(w.rows + kLanes, 16) * 16;
+    starts = ceil_div(w.tiles * tile_groups, 16) * 16;
   }
 
-  int64_t bytes(const sk_csr& w) const {
-    return groups * group_floats * sizeof(float) + w.nnz * sizeof(Entry) + w.tiles * tile_groups * sizeof(int32_t);
+  // Per group: sums, entries, and where the entries of each block of W begin.
+  int64_t group_bytes() const {
+    return (value_floats + bias_floats) * sizeof(float) + value_floats * sizeof(Entry) + starts * sizeof(int32_t);
   }
 };
 
@@ -345,51 +382,42 @@ void backward(const sk_csr& w, const sk_csr& wt, const int32_t* perm, const T* v
               const sk_matrix* x, const sk_matrix* grad_x, T* grad_values, T* grad_bias, void* workspace,
               const sk_threads& threads) {
   const BackwardPlan plan(w, wt, grad.batch, threads.threads);
+  const int64_t groups = plan.split.groups, ranges = plan.split.ranges, chunk = plan.chunk;
   const int stride = panel_stride(grad.batch);
-  const int64_t width = tile_width(w), t_rows = tile_width(wt) * plan.t_group;
-  const double flops = 2.0 * grad.batch * (w.nnz + w.rows);
-  float* const sums = static_cast<float*>(workspace);
-  Entry* const entries = reinterpret_cast<Entry*>(sums + plan.groups * plan.group_floats);
-  int32_t* const starts = reinterpret_cast<int32_t*>(entries + w.nnz);
-  // Group 0 sums float32 gradients where they belong.
-  constexpr bool in_place = std::is_same_v<T, float>;
+  const int64_t width = tile_width(w);
   const auto value_sums = [&](int64_t g) {
-    return in_place && g == 0 ? reinterpret_cast<float*>(grad_values) : sums + g * plan.group_floats;
+    return reinterpret_cast<float*>(static_cast<char*>(workspace) + g * plan.group_bytes());
   };
-  const auto bias_sums = [&](int64_t g) {
-    return in_place && g == 0 ? reinterpret_cast<float*>(grad_bias)
-                              : sums + g * plan.group_floats + ceil_div(w.nnz, 16) * 16;
-  };
+  const auto bias_sums = [&](int64_t g) { return value_sums(g) + plan.value_floats; };
+  const auto first_tile = [&](int64_t range) { return range * w.tiles / ranges; };
   const auto column = [&](int64_t tile) { return min(tile * width, w.cols); };
 
-  // W transposed, in blocks of one tile of columns x one group of tiles of rows: the values that a block gathers lie in L1.
-  if (grad_x != nullptr)
-    parallel_for(threads, w.tiles, flops, [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; t++)
-        pack_entries(wt, values, perm, plan.t_group, column(t), column(t + 1), stride, entries, starts + t * plan.tile_groups);
-    });
-
-  parallel_for(threads, plan.groups * plan.ranges, flops, [&](int64_t begin, int64_t end) {
+  parallel_for(threads, groups * ranges, 4.0 * grad.batch * (w.nnz + w.rows), [&](int64_t begin, int64_t end) {
     static thread_local Scratch g_scratch, x_scratch, grad_x_scratch;
-    const int64_t rows_at_once = max<int64_t>(1, 512 / t_rows) * t_rows;
     for (int64_t task = begin; task < end; task++) {
-      const int64_t g = task / plan.ranges, range = task % plan.ranges;
-      const int64_t t0 = range * w.tiles / plan.ranges, t1 = (range + 1) * w.tiles / plan.ranges;
-      const int64_t c0 = column(t0), c1 = column(t1);
-      float* const g_panel = g_scratch.floats(min(rows_at_once, w.rows) * stride);
+      const int64_t g = task / ranges, range = task % ranges;
+      const int64_t t0 = first_tile(range), t1 = first_tile(range + 1), c0 = column(t0), c1 = column(t1);
+      const int64_t first = g * plan.panels / groups, last = (g + 1) * plan.panels / groups;
+      Entry* const entries = reinterpret_cast<Entry*>(bias_sums(g) + plan.bias_floats);
+      int32_t* const starts = reinterpret_cast<int32_t*>(entries + plan.value_floats);
+      // W transposed, in blocks of one tile of columns x one group of tiles of rows, whose values lie in L1.
+      for (int64_t t = t0; grad_x != nullptr && t < t1; t++)
+        pack_entries(wt, values, perm, plan.t_group, column(t), column(t + 1), stride, entries, starts + t * plan.tile_groups);
+      float* const g_panel = g_scratch.floats(min(chunk, w.rows) * stride);
       float* const x_panel = x_scratch.floats((c1 - c0) * stride);
       float* const grad_x_panel = grad_x_scratch.floats((c1 - c0) * stride);
-      const int64_t first = g * plan.panels / plan.groups, last = (g + 1) * plan.panels / plan.groups;
       for (int64_t p = first; p < last; p++) {
         const Slice s = slice(grad.batch, p);
+        // Sums stand in the order in which they are visited: range by range, chunk by chunk, tile by tile, row by row.
+        float* sums = value_sums(g) + row_begin(wt, c0);
         if (grad_values != nullptr) pack<T>(*x, c0, c1, s, x_panel);
-        for (int64_t r0 = 0; r0 < w.rows; r0 += rows_at_once) {
-          const int64_t r1 = min(r0 + rows_at_once, w.rows);
+        for (int64_t r0 = 0; r0 < w.rows; r0 += chunk) {
+          const int64_t r1 = min(r0 + chunk, w.rows);
           pack<T>(grad, r0, r1, s, g_panel);
           with_vectors(s.width, [&](auto nv) {
             if (grad_bias != nullptr && range == 0) sum_rows<nv()>(r1 - r0, stride, g_panel, p != first, bias_sums(g) + r0);
             // A tile of g stays in L1 while all columns pass over it.
-            for (int64_t i = r0 / t_rows; grad_x != nullptr && i * t_rows < r1; i++)
+            for (int64_t i = r0 / plan.t_rows; grad_x != nullptr && i * plan.t_rows < r1; i++)
               for (int64_t t = t0; t < t1; t++) {
                 float* const y = grad_x_panel + (column(t) - c0) * stride;
                 linear_rows<nv(), T>(wt, entries + starts[t * plan.tile_groups + i], i * plan.t_group,
@@ -399,33 +427,45 @@ void backward(const sk_csr& w, const sk_csr& wt, const int32_t* perm, const T* v
               }
             // A tile of x stays in L1 while the chunk's rows pass over it.
             for (int64_t t = t0; grad_values != nullptr && t < t1; t++)
-              (p == first ? weight_rows<nv(), false> : weight_rows<nv(), true>)(w, t, r0, r1, stride, g_panel,
-                                                                              x_panel - c0 * stride, value_sums(g));
+              sums = (p == first ? weight_rows<nv(), false> : weight_rows<nv(), true>)(w, t, r0, r1, stride, g_panel,
+                                                                                     x_panel - c0 * stride, sums);
           });
         }
       }
     }
   });
 
-  // Sum the groups, in a fixed order.
-  const auto finish = [&](auto part, T* out, int64_t count) {
-    if (in_place && plan.groups == 1) return;
-    parallel_for(threads, ceil_div(count, kLanes), 2.0 * plan.groups * count, [&](int64_t begin, int64_t end) {
-      for (int64_t k = begin * kLanes; k < min(end * kLanes, count); k += kLanes) {
-        vec total = load_first(part(0) + k, count - k);
-        for (int64_t g = 1; g < plan.groups; g++) total += load(part(g) + k);
-        store_first(out + k, total, count - k);
+  // Sum the groups in a fixed order, and put the sums where they belong: by rows, so that no two threads write to one cache
+  // line of grad_values, which costs more than reading what the other one summed.
+  const auto sum_groups = [&](auto part, int64_t at) {
+    vec total = load(part(0) + at);
+    for (int64_t g = 1; g < groups; g++) total += load(part(g) + at);
+    return total;
+  };
+  if (grad_values != nullptr)
+    parallel_for(threads, ceil_div(w.rows, chunk), 2.0 * groups * w.nnz, [&](int64_t begin, int64_t end) {
+      for (int64_t range = 0; range < ranges; range++) {
+        const int64_t t0 = first_tile(range), t1 = first_tile(range + 1), r0 = begin * chunk;
+        int64_t at = row_begin(wt, column(t0));
+        for (int64_t r = 0; r < r0; r++) at += w.tile_ptr[t1 * w.rows + r] - w.tile_ptr[t0 * w.rows + r];
+        for (int64_t i = r0; i < min(end * chunk, w.rows); i += chunk)
+          for (int64_t t = t0; t < t1; t++)
+            for (int64_t r = i; r < min(i + chunk, w.rows); r++) {
+              const int64_t k = w.tile_ptr[t * w.rows + r], n = w.tile_ptr[(t + 1) * w.rows + r] - k;
+              for (int64_t j = 0; j < n; j += kLanes)
+                store_first(grad_values + k + j, sum_groups(value_sums, at + j), n - j);
+              at += n;
+            }
       }
     });
-  };
-  if (grad_values != nullptr) finish(value_sums, grad_values, w.nnz);
-  if (grad_bias != nullptr) finish(bias_sums, grad_bias, w.rows);
+  if (grad_bias != nullptr)
+    for (int64_t r = 0; r < w.rows; r += kLanes) store_first(grad_bias + r, sum_groups(bias_sums, r), w.rows - r);
 }
 
 }  // namespace
 
 const CsrKernels csr_kernels = {
-    [](const sk_csr* w, int64_t batch) -> int64_t { return batch <= kLanes ? 0 : w->nnz * int64_t(sizeof(Entry)); },
+    [](const sk_csr* w, int64_t batch, const sk_threads* threads) { return linear_workspace(*w, batch, threads->threads); },
     [](const sk_csr* w, const void* values, const sk_matrix* x, const void* bias, const sk_matrix* y, void* workspace,
        sk_dtype dtype, const sk_threads* threads) {
       const auto run = [&](auto* typed) {
@@ -435,7 +475,8 @@ const CsrKernels csr_kernels = {
       dtype == SK_BFLOAT16 ? run((bf16*)nullptr) : run((float*)nullptr);
     },
     [](const sk_csr* w, const sk_csr* wt, int64_t batch, const sk_threads* threads) -> int64_t {
-      return BackwardPlan(*w, *wt, batch, threads->threads).bytes(*w);
+      const BackwardPlan plan(*w, *wt, batch, threads->threads);
+      return plan.split.groups * plan.group_bytes();
     },
     [](const sk_csr* w, const sk_csr* wt, const int32_t* perm, const void* values, const sk_matrix* grad, const sk_matrix* x,
        const sk_matrix* grad_x, void* grad_values, void* grad_bias, void* workspace, sk_dtype dtype,

@@ -59,7 +59,7 @@ Floats csr_linear(const Floats& x, const Floats& values, const Ints& tile_ptr, c
   const sk_csr w = csr(tile_ptr, col_idx, input.features);
   Floats y({input.batch, w.rows});
   const sk_matrix output = matrix(y);
-  const Workspace scratch(sk_csr_linear_workspace(&w, input.batch));
+  const Workspace scratch(sk_csr_linear_workspace(&w, input.batch, &kOneThread));
   sk_csr_linear(&w, values.data(), &input, nullptr, &output, scratch.data, SK_FLOAT32, &kOneThread);
   return y;
 }

@@ -37,7 +37,7 @@ void sk_csr_transpose(int64_t rows, int64_t cols, const int32_t* row_ptr, const 
  *   x       [batch, in] of `dtype`
  *   bias    w->rows numbers of `dtype`, or NULL
  *   y       [batch, out] of `dtype`, written */
-int64_t sk_csr_linear_workspace(const sk_csr* w, int64_t batch);
+int64_t sk_csr_linear_workspace(const sk_csr* w, int64_t batch, const sk_threads* threads);
 void sk_csr_linear(const sk_csr* w, const void* values, const sk_matrix* x, const void* bias, const sk_matrix* y,
                    void* workspace, sk_dtype dtype, const sk_threads* threads);
 
