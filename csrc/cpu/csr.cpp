@@ -67,7 +67,7 @@ Split split_work(int64_t panels, int threads, int64_t least_ranges, int64_t most
 
 // Costs for split_work, in ns on one core of Zen 4; only their ratios matter.
 constexpr double kFloatCost = 0.2;    // pack or unpack one float
-constexpr double kEntryCost = 1.3;    // copy one entry
+constexpr double kEntryCost = 0.35;    // copy one entry, 3 times that with perm
 constexpr double kColumnCost = 0.017;  // one weight x one batch column
 
 // First row of range i of n, so that ranges have about equal work: entries, and 4 more per row for its accumulators.
@@ -361,7 +361,7 @@ struct BackwardPlan {
     // A range's panels of x and of its gradient, up to 384 KB each, stay in L2.
     split = split_work(panels, threads, ceil_div(w.cols * stride, kChunkFloats * 3 / 2), w.tiles,
                        stride * w.rows * kFloatCost, stride * (2 * w.cols * kFloatCost + 2 * w.nnz * kColumnCost),
-                       w.nnz * kEntryCost * 1.5, w.nnz * kFloatCost * 4);
+                       w.nnz * kEntryCost * 3, w.nnz * kFloatCost * 2);
     t_group = tile_group(wt, stride);
     t_rows = tile_width(wt) * t_group;
     tile_groups = ceil_div(wt.tiles, t_group);
