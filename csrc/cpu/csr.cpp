@@ -27,11 +27,15 @@ namespace sk::SK_ISA {
 namespace {
 
 constexpr int kPrefetchRows = 8;
+constexpr int64_t kWidestTile = 1024;
 constexpr int64_t kL1Floats = 8192;         // 32 KB
 constexpr int64_t kChunkFloats = 1 << 16;   // 256 KB: a panel or a chunk of its rows, several of which fit a 1 MB L2
 constexpr int64_t kChunkEntries = 1 << 16;  // 512 KB of values and columns: what is copied at once
 
 inline int64_t row_begin(const sk_csr& w, int64_t r) { return r < w.rows ? w.tile_ptr[r] : w.nnz; }
+
+// W transposed: its tiles, but no column indices.
+sk_csr transposed(const sk_csr& w) { return {w.cols, w.rows, w.nnz, w.t_tiles, w.tiles, nullptr, w.t_tile_ptr, w.tile_ptr}; }
 
 // Columns per tile: the smallest 128 * 2^k that makes w.tiles tiles.
 int64_t tile_width(const sk_csr& w) {
@@ -67,7 +71,7 @@ Split split_work(int64_t panels, int threads, int64_t least_ranges, int64_t most
 
 // Costs for split_work, in ns on one core of Zen 4; only their ratios matter.
 constexpr double kFloatCost = 0.2;    // pack or unpack one float
-constexpr double kEntryCost = 0.35;    // copy one entry, 3 times that with perm
+constexpr double kEntryCost = 0.35;     // copy one entry, 3 times that transposed
 constexpr double kColumnCost = 0.017;  // one weight x one batch column
 
 // First row of range i of n, so that ranges have about equal work: entries, and 4 more per row for its accumulators.
@@ -107,27 +111,27 @@ void with_vectors(int width, F f) {
 // A weight and where its operand is: float32 bits below, float offset into a panel (column * stride) above.
 using Entry = uint64_t;
 
-// Copies the entries of rows [r0, r1), for each group of tiles row by row, to `out`. Entry k has the value values[perm[k]],
-// or values[k] without perm. starts[i], if given, becomes the offset from `base` of group i's entries.
+inline Entry entry(float value, int32_t offset) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits | uint64_t(uint32_t(offset)) << 32;
+}
+
+// Copies the entries of rows [r0, r1) to entries + row_begin(r0) on: for each group of tiles, row by row.
 template <class T>
-void pack_entries(const sk_csr& w, const T* values, const int32_t* perm, int64_t group, int64_t r0, int64_t r1, int stride,
-                  Entry* base, int32_t* starts) {
-  Entry* out = base + row_begin(w, r0);
-  const Entry* out_end = base + row_begin(w, r1);
+void pack_rows(const sk_csr& w, const T* values, int64_t group, int64_t r0, int64_t r1, int stride, Entry* entries) {
+  Entry* out = entries + row_begin(w, r0);
+  const Entry* out_end = entries + row_begin(w, r1);
   for (int64_t t = 0; t < w.tiles; t += group) {
-    if (starts != nullptr) *starts++ = int32_t(out - base);
     const int32_t* begins = w.tile_ptr + t * w.rows;
     const int32_t* ends = w.tile_ptr + min(t + group, w.tiles) * w.rows;
     for (int64_t r = r0; r < r1; r++) {
       if (const int64_t ahead = r + kPrefetchRows; ahead < r1) {
-        if (perm != nullptr)
-          __builtin_prefetch(perm + begins[ahead]);
-        else
-          __builtin_prefetch(values + begins[ahead]);
+        __builtin_prefetch(values + begins[ahead]);
         __builtin_prefetch(w.col_idx + begins[ahead]);
       }
       const int64_t k = begins[r], n = ends[r] - k;
-      if (perm == nullptr && k + n + kLanes <= w.nnz && out + n + kLanes <= out_end) {
+      if (k + n + kLanes <= w.nnz && out + n + kLanes <= out_end) {
         // Whole vectors: what is written past n is overwritten by the next row.
         for (int64_t i = 0; i < n; i += kLanes) {
           uvec columns;
@@ -135,14 +139,40 @@ void pack_entries(const sk_csr& w, const T* values, const int32_t* perm, int64_t
           store_entries(out + i, load(values + k + i), columns * uint32_t(stride));
         }
       } else {
-        for (int64_t i = 0; i < n; i++) {
-          const float value = to_float(values[perm ? perm[k + i] : k + i]);
-          uint32_t bits;
-          memcpy(&bits, &value, sizeof bits);
-          out[i] = bits | uint64_t(uint32_t(w.col_idx[k + i] * stride)) << 32;
-        }
+        for (int64_t i = 0; i < n; i++) out[i] = entry(to_float(values[k + i]), w.col_idx[k + i] * stride);
       }
       out += n;
+    }
+  }
+}
+
+// Copies the entries of columns [c0, c1), which are column tile t, transposed: to entries + (the number of entries in the
+// columns before c0) on, for each group of row tiles column by column, rows ascending. starts[i] becomes the offset of group
+// i's entries. A counting sort of one block at a time: the block's rows are read in order, and what it writes stays in L1, so
+// the transposed pattern needs no column indices and no permutation, 8 bytes per nonzero less to keep and to read.
+template <class T>
+void pack_columns(const sk_csr& w, const sk_csr& wt, const T* values, int64_t t, int64_t t_group, int64_t t_rows, int64_t c0,
+                  int64_t c1, int stride, Entry* entries, int32_t* starts) {
+  int32_t next[kWidestTile];
+  int32_t at = int32_t(row_begin(wt, c0));
+  const int32_t* begins = w.tile_ptr + t * w.rows;
+  const int32_t* ends = begins + w.rows;
+  for (int64_t i = 0; i * t_group < wt.tiles; i++) {
+    *starts++ = at;
+    const int32_t* t_begins = wt.tile_ptr + i * t_group * wt.rows;
+    const int32_t* t_ends = wt.tile_ptr + min((i + 1) * t_group, wt.tiles) * wt.rows;
+    for (int64_t c = c0; c < c1; c++) {
+      next[c - c0] = at;
+      at += t_ends[c] - t_begins[c];
+    }
+    const int64_t r0 = i * t_rows, r1 = min(r0 + t_rows, w.rows);
+    for (int64_t r = r0; r < r1; r++) {
+      if (const int64_t ahead = r + kPrefetchRows; ahead < r1) {
+        __builtin_prefetch(values + begins[ahead]);
+        __builtin_prefetch(w.col_idx + begins[ahead]);
+      }
+      for (int32_t k = begins[r]; k < ends[r]; k++)
+        entries[next[w.col_idx[k] - c0]++] = entry(to_float(values[k]), int32_t(r * stride));
     }
   }
 }
@@ -264,7 +294,7 @@ void linear(const sk_csr& w, const T* values, const sk_matrix& x, const T* bias,
       const int64_t first = g * panels / split.groups, last = (g + 1) * panels / split.groups;
       Entry* const entries = static_cast<Entry*>(workspace) + g * w.nnz;
       for (int64_t r = first_row; !few && r < last_row; r += chunk)
-        pack_entries<T>(w, values, nullptr, group, r, min(r + chunk, last_row), stride, entries, nullptr);
+        pack_rows(w, values, group, r, min(r + chunk, last_row), stride, entries);
       float* const x_panel = x_scratch.floats(w.cols * stride);
       float* const y_panel = y_scratch.floats(chunk * stride);
       for (int64_t p = first; p < last; p++) {
@@ -355,7 +385,8 @@ struct BackwardPlan {
   Split split;
   int64_t panels, t_group, t_rows, tile_groups, chunk, value_floats, bias_floats, starts;
 
-  BackwardPlan(const sk_csr& w, const sk_csr& wt, int64_t batch, int threads) {
+  BackwardPlan(const sk_csr& w, int64_t batch, int threads) {
+    const sk_csr wt = transposed(w);
     const int stride = panel_stride(batch);
     panels = ceil_div(batch, kPanel);
     // A range's panels of x and of its gradient, up to 384 KB each, stay in L2.
@@ -378,10 +409,10 @@ struct BackwardPlan {
 };
 
 template <class T>
-void backward(const sk_csr& w, const sk_csr& wt, const int32_t* perm, const T* values, const sk_matrix& grad,
-              const sk_matrix* x, const sk_matrix* grad_x, T* grad_values, T* grad_bias, void* workspace,
-              const sk_threads& threads) {
-  const BackwardPlan plan(w, wt, grad.batch, threads.threads);
+void backward(const sk_csr& w, const T* values, const sk_matrix& grad, const sk_matrix* x, const sk_matrix* grad_x,
+              T* grad_values, T* grad_bias, void* workspace, const sk_threads& threads) {
+  const sk_csr wt = transposed(w);
+  const BackwardPlan plan(w, grad.batch, threads.threads);
   const int64_t groups = plan.split.groups, ranges = plan.split.ranges, chunk = plan.chunk;
   const int stride = panel_stride(grad.batch);
   const int64_t width = tile_width(w);
@@ -400,9 +431,9 @@ void backward(const sk_csr& w, const sk_csr& wt, const int32_t* perm, const T* v
       const int64_t first = g * plan.panels / groups, last = (g + 1) * plan.panels / groups;
       Entry* const entries = reinterpret_cast<Entry*>(bias_sums(g) + plan.bias_floats);
       int32_t* const starts = reinterpret_cast<int32_t*>(entries + plan.value_floats);
-      // W transposed, in blocks of one tile of columns x one group of tiles of rows, whose values lie in L1.
       for (int64_t t = t0; grad_x != nullptr && t < t1; t++)
-        pack_entries(wt, values, perm, plan.t_group, column(t), column(t + 1), stride, entries, starts + t * plan.tile_groups);
+        pack_columns(w, wt, values, t, plan.t_group, plan.t_rows, column(t), column(t + 1), stride, entries,
+                     starts + t * plan.tile_groups);
       float* const g_panel = g_scratch.floats(min(chunk, w.rows) * stride);
       float* const x_panel = x_scratch.floats((c1 - c0) * stride);
       float* const grad_x_panel = grad_x_scratch.floats((c1 - c0) * stride);
@@ -474,16 +505,15 @@ const CsrKernels csr_kernels = {
       };
       dtype == SK_BFLOAT16 ? run((bf16*)nullptr) : run((float*)nullptr);
     },
-    [](const sk_csr* w, const sk_csr* wt, int64_t batch, const sk_threads* threads) -> int64_t {
-      const BackwardPlan plan(*w, *wt, batch, threads->threads);
+    [](const sk_csr* w, int64_t batch, const sk_threads* threads) -> int64_t {
+      const BackwardPlan plan(*w, batch, threads->threads);
       return plan.split.groups * plan.group_bytes();
     },
-    [](const sk_csr* w, const sk_csr* wt, const int32_t* perm, const void* values, const sk_matrix* grad, const sk_matrix* x,
-       const sk_matrix* grad_x, void* grad_values, void* grad_bias, void* workspace, sk_dtype dtype,
-       const sk_threads* threads) {
+    [](const sk_csr* w, const void* values, const sk_matrix* grad, const sk_matrix* x, const sk_matrix* grad_x,
+       void* grad_values, void* grad_bias, void* workspace, sk_dtype dtype, const sk_threads* threads) {
       const auto run = [&](auto* typed) {
         using T = std::remove_pointer_t<decltype(typed)>;
-        backward(*w, *wt, perm, static_cast<const T*>(values), *grad, x, grad_x, static_cast<T*>(grad_values),
+        backward(*w, static_cast<const T*>(values), *grad, x, grad_x, static_cast<T*>(grad_values),
                  static_cast<T*>(grad_bias), workspace, *threads);
       };
       dtype == SK_BFLOAT16 ? run((bf16*)nullptr) : run((float*)nullptr);

@@ -86,14 +86,14 @@ void sk_csr_linear(const sk_csr* w, const void* values, const sk_matrix* x, cons
   sk::isa().csr->linear(w, values, x, bias, y, workspace, dtype, threads);
 }
 
-int64_t sk_csr_linear_backward_workspace(const sk_csr* w, const sk_csr* wt, int64_t batch, const sk_threads* threads) {
-  return sk::isa().csr->linear_backward_workspace(w, wt, batch, threads);
+int64_t sk_csr_linear_backward_workspace(const sk_csr* w, int64_t batch, const sk_threads* threads) {
+  return sk::isa().csr->linear_backward_workspace(w, batch, threads);
 }
 
-void sk_csr_linear_backward(const sk_csr* w, const sk_csr* wt, const int32_t* perm, const void* values,
-                            const sk_matrix* grad, const sk_matrix* x, const sk_matrix* grad_x, void* grad_values,
-                            void* grad_bias, void* workspace, sk_dtype dtype, const sk_threads* threads) {
-  sk::isa().csr->linear_backward(w, wt, perm, values, grad, x, grad_x, grad_values, grad_bias, workspace, dtype, threads);
+void sk_csr_linear_backward(const sk_csr* w, const void* values, const sk_matrix* grad, const sk_matrix* x,
+                            const sk_matrix* grad_x, void* grad_values, void* grad_bias, void* workspace, sk_dtype dtype,
+                            const sk_threads* threads) {
+  sk::isa().csr->linear_backward(w, values, grad, x, grad_x, grad_values, grad_bias, workspace, dtype, threads);
 }
 
 }  // extern "C"

@@ -48,15 +48,19 @@ sk_matrix matrix(const Floats& a) {
   return {const_cast<float*>(a.data()), a.shape(0), a.shape(1), a.shape(1) > 1 ? a.shape(1) : 2, 1};
 }
 
-sk_csr csr(const Ints& tile_ptr, const Ints& col_idx, int64_t cols) {
-  if (tile_ptr.ndim() != 2 || tile_ptr.shape(0) < 2) throw py::value_error("tile_ptr must be int32 [tiles + 1, rows]");
-  return {tile_ptr.shape(1), cols, col_idx.size(), tile_ptr.shape(0) - 1, col_idx.data(), tile_ptr.data()};
+sk_csr csr(const Ints& tile_ptr, const Ints& col_idx, const Ints& t_tile_ptr) {
+  if (tile_ptr.ndim() != 2 || tile_ptr.shape(0) < 2) throw py::value_error("tile_ptr must be int32 [tiles + 1, out]");
+  if (t_tile_ptr.ndim() != 2 || t_tile_ptr.shape(0) < 2) throw py::value_error("t_tile_ptr must be int32 [tiles + 1, in]");
+  return {tile_ptr.shape(1),    t_tile_ptr.shape(1), col_idx.size(),   tile_ptr.shape(0) - 1,
+          t_tile_ptr.shape(0) - 1, col_idx.data(),      tile_ptr.data(), t_tile_ptr.data()};
 }
 
-Floats csr_linear(const Floats& x, const Floats& values, const Ints& tile_ptr, const Ints& col_idx, const std::string& isa) {
+Floats csr_linear(const Floats& x, const Floats& values, const Ints& tile_ptr, const Ints& col_idx, const Ints& t_tile_ptr,
+                  const std::string& isa) {
   const IsaScope scope(isa);
   const sk_matrix input = matrix(x);
-  const sk_csr w = csr(tile_ptr, col_idx, input.features);
+  const sk_csr w = csr(tile_ptr, col_idx, t_tile_ptr);
+  if (input.features != w.cols || values.size() != w.nnz) throw py::value_error("x must be [batch, in], values [nnz]");
   Floats y({input.batch, w.rows});
   const sk_matrix output = matrix(y);
   const Workspace scratch(sk_csr_linear_workspace(&w, input.batch, &kOneThread));
@@ -65,17 +69,18 @@ Floats csr_linear(const Floats& x, const Floats& values, const Ints& tile_ptr, c
 }
 
 py::tuple csr_linear_backward(const Floats& grad, const Floats& x, const Floats& values, const Ints& tile_ptr,
-                              const Ints& col_idx, const Ints& t_tile_ptr, const Ints& t_col_idx, const Ints& t_perm,
-                              const std::string& isa) {
+                              const Ints& col_idx, const Ints& t_tile_ptr, const std::string& isa) {
   const IsaScope scope(isa);
   const sk_matrix g = matrix(grad), input = matrix(x);
   if (g.batch != input.batch || g.batch < 1) throw py::value_error("grad and x must have the same batch of at least 1");
-  const sk_csr w = csr(tile_ptr, col_idx, input.features), wt = csr(t_tile_ptr, t_col_idx, g.features);
+  const sk_csr w = csr(tile_ptr, col_idx, t_tile_ptr);
+  if (input.features != w.cols || g.features != w.rows || values.size() != w.nnz)
+    throw py::value_error("grad must be [batch, out], x [batch, in], values [nnz]");
   Floats grad_x({g.batch, w.cols}), grad_values(w.nnz), grad_bias(w.rows);
   const sk_matrix output = matrix(grad_x);
-  const Workspace scratch(sk_csr_linear_backward_workspace(&w, &wt, g.batch, &kOneThread));
-  sk_csr_linear_backward(&w, &wt, t_perm.data(), values.data(), &g, &input, &output, grad_values.mutable_data(),
-                         grad_bias.mutable_data(), scratch.data, SK_FLOAT32, &kOneThread);
+  const Workspace scratch(sk_csr_linear_backward_workspace(&w, g.batch, &kOneThread));
+  sk_csr_linear_backward(&w, values.data(), &g, &input, &output, grad_values.mutable_data(), grad_bias.mutable_data(),
+                         scratch.data, SK_FLOAT32, &kOneThread);
   return py::make_tuple(grad_x, grad_values, grad_bias);
 }
 
@@ -98,10 +103,10 @@ PYBIND11_MODULE(_native, m) {
   m.doc() = "Developer access to the kernels: numpy arrays, one thread, any ISA.";
   m.def("isa", &sk_isa);
   m.def("csr_linear", &csr_linear, py::arg("x"), py::arg("values"), py::arg("tile_ptr"), py::arg("col_idx"),
-        py::arg("isa") = "", "x [batch, in] float32 times W^T, with values [nnz] and a CSR pattern's tile_ptr and col_idx.");
+        py::arg("t_tile_ptr"), py::arg("isa") = "",
+        "x [batch, in] float32 times W^T, with values [nnz] and the tensors of a CSR pattern.");
   m.def("csr_linear_backward", &csr_linear_backward, py::arg("grad"), py::arg("x"), py::arg("values"), py::arg("tile_ptr"),
-        py::arg("col_idx"), py::arg("t_tile_ptr"), py::arg("t_col_idx"), py::arg("t_perm"), py::arg("isa") = "",
-        "The gradients of x, values and bias.");
+        py::arg("col_idx"), py::arg("t_tile_ptr"), py::arg("isa") = "", "The gradients of x, values and bias.");
   m.def("fma_peak", &fma_peak, py::arg("threads") = 1, py::arg("seconds") = 0.05,
         py::call_guard<py::gil_scoped_release>(), "Float32 FMA rate in GFLOP/s of `threads` cores at once.");
 }

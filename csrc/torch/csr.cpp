@@ -13,66 +13,61 @@ namespace {
 
 // The list that CSR.tensors() in python/sparsekern/formats/csr.py makes.
 struct CsrPattern {
-  const Tensor &row_ptr, &col_idx, &tile_ptr, &t_row_ptr, &t_col_idx, &t_perm, &t_tile_ptr;
+  const Tensor &row_ptr, &col_idx, &tile_ptr, &t_tile_ptr;
 
   CsrPattern(const Checker& check, const std::vector<Tensor>& list, const Tensor& x)
-      : CsrPattern(list.size() == 7 ? list
-                                    : (check.fail("pattern", "the 7 tensors of CSR.tensors()",
+      : CsrPattern(list.size() == 4 ? list
+                                    : (check.fail("pattern", "the 4 tensors of CSR.tensors()",
                                                   std::to_string(list.size()) + " tensors"),
                                        list)) {
     check.tensor("row_ptr", row_ptr, ScalarType::Int, x, {-1});
     if (row_ptr.numel() < 1) check.fail("row_ptr", "int32 [out + 1]", describe(row_ptr));
-    check.tensor("t_row_ptr", t_row_ptr, ScalarType::Int, x, {-1});
-    if (t_row_ptr.numel() < 1) check.fail("t_row_ptr", "int32 [in + 1]", describe(t_row_ptr));
     check.tensor("col_idx", col_idx, ScalarType::Int, x, {-1});
     check.tensor("tile_ptr", tile_ptr, ScalarType::Int, x, {-1, out()});
-    check.tensor("t_col_idx", t_col_idx, ScalarType::Int, x, {nnz()});
-    check.tensor("t_perm", t_perm, ScalarType::Int, x, {nnz()});
-    check.tensor("t_tile_ptr", t_tile_ptr, ScalarType::Int, x, {-1, in()});
-    if (tile_ptr.size(0) < 2) check.fail("tile_ptr", "int32 [tiles + 1, out] with tiles >= 1", describe(tile_ptr));
-    if (t_tile_ptr.size(0) < 2) check.fail("t_tile_ptr", "int32 [tiles + 1, in] with tiles >= 1", describe(t_tile_ptr));
+    check.tensor("t_tile_ptr", t_tile_ptr, ScalarType::Int, x, {-1, -1});
+    if (tile_ptr.size(0) < 2 || tile_ptr.size(0) - 1 < tiles(in(), kWidestTile))
+      check.fail("tile_ptr", "int32 [tiles + 1, out] with tiles of at most 1024 columns", describe(tile_ptr));
+    if (t_tile_ptr.size(0) < 2 || t_tile_ptr.size(0) - 1 < tiles(out(), kWidestTile))
+      check.fail("t_tile_ptr", "int32 [tiles + 1, in] with tiles of at most 1024 rows", describe(t_tile_ptr));
   }
 
   int64_t out() const { return row_ptr.numel() - 1; }
-  int64_t in() const { return t_row_ptr.numel() - 1; }
-  int64_t nnz() const { return col_idx.numel(); }
+  int64_t in() const { return t_tile_ptr.size(1); }
   sk_csr weight() const {
-    return {out(), in(), nnz(), tile_ptr.size(0) - 1, col_idx.const_data_ptr<int32_t>(), tile_ptr.const_data_ptr<int32_t>()};
-  }
-  sk_csr transposed() const {
-    return {in(), out(), nnz(), t_tile_ptr.size(0) - 1, t_col_idx.const_data_ptr<int32_t>(),
+    return {out(),
+            in(),
+            col_idx.numel(),
+            tile_ptr.size(0) - 1,
+            t_tile_ptr.size(0) - 1,
+            col_idx.const_data_ptr<int32_t>(),
+            tile_ptr.const_data_ptr<int32_t>(),
             t_tile_ptr.const_data_ptr<int32_t>()};
   }
 
+  static constexpr int64_t kWidestTile = 1024;
+  static int64_t tiles(int64_t size, int64_t width) { return size > width ? (size + width - 1) / width : 1; }
+
  private:
-  explicit CsrPattern(const std::vector<Tensor>& l)
-      : row_ptr(l[0]), col_idx(l[1]), tile_ptr(l[2]), t_row_ptr(l[3]), t_col_idx(l[4]), t_perm(l[5]), t_tile_ptr(l[6]) {}
+  explicit CsrPattern(const std::vector<Tensor>& l) : row_ptr(l[0]), col_idx(l[1]), tile_ptr(l[2]), t_tile_ptr(l[3]) {}
 };
 
-// tile_ptr, t_row_ptr, t_col_idx, t_perm and t_tile_ptr of a checked pattern.
-std::vector<Tensor> csr_derive(const Tensor& row_ptr, const Tensor& col_idx, int64_t in_features, int64_t width,
-                               int64_t t_width) {
+// tile_ptr and t_tile_ptr of a checked pattern.
+std::tuple<Tensor, Tensor> csr_derive(const Tensor& row_ptr, const Tensor& col_idx, int64_t in_features, int64_t width,
+                                      int64_t t_width) {
   const Checker check{"csr_derive"};
   check.tensor("row_ptr", row_ptr, ScalarType::Int, row_ptr, {-1});
   check.tensor("col_idx", col_idx, ScalarType::Int, row_ptr, {-1});
   if (row_ptr.numel() < 1 || in_features < 0 || width < 1 || t_width < 1)
     check.fail("row_ptr", "int32 [out + 1], with in_features >= 0 and tile widths >= 1", describe(row_ptr));
-  const int64_t rows = row_ptr.numel() - 1, nnz = col_idx.numel();
-  const auto ints = [&](std::vector<int64_t> shape) {
-    const int64_t last = shape.back();
-    return shape.size() == 1 ? empty_strided(row_ptr, ScalarType::Int, shape, {1})
-                             : empty_strided(row_ptr, ScalarType::Int, shape, {last > 0 ? last : 1, 1});
+  const int64_t rows = row_ptr.numel() - 1;
+  const auto ints = [&](int64_t tiles, int64_t size) {
+    return empty_strided(row_ptr, ScalarType::Int, {tiles + 1, size}, {size > 0 ? size : 1, 1});
   };
-  const auto tiles = [](int64_t size, int64_t w) { return size > w ? (size + w - 1) / w : 1; };
-  Tensor tile_ptr = ints({tiles(in_features, width) + 1, rows}), t_row_ptr = ints({in_features + 1}), t_col_idx = ints({nnz}),
-         t_perm = ints({nnz}), t_tile_ptr = ints({tiles(rows, t_width) + 1, in_features});
-  const int32_t *ptr = row_ptr.const_data_ptr<int32_t>(), *idx = col_idx.const_data_ptr<int32_t>();
-  sk_csr_tile(rows, in_features, width, ptr, idx, tile_ptr.mutable_data_ptr<int32_t>());
-  sk_csr_transpose(rows, in_features, ptr, idx, t_row_ptr.mutable_data_ptr<int32_t>(), t_col_idx.mutable_data_ptr<int32_t>(),
-                   t_perm.mutable_data_ptr<int32_t>());
-  sk_csr_tile(in_features, rows, t_width, t_row_ptr.const_data_ptr<int32_t>(), t_col_idx.const_data_ptr<int32_t>(),
-              t_tile_ptr.mutable_data_ptr<int32_t>());
-  return {tile_ptr, t_row_ptr, t_col_idx, t_perm, t_tile_ptr};
+  Tensor tile_ptr = ints(CsrPattern::tiles(in_features, width), rows);
+  Tensor t_tile_ptr = ints(CsrPattern::tiles(rows, t_width), in_features);
+  sk_csr_derive(rows, in_features, width, t_width, row_ptr.const_data_ptr<int32_t>(), col_idx.const_data_ptr<int32_t>(),
+                tile_ptr.mutable_data_ptr<int32_t>(), t_tile_ptr.mutable_data_ptr<int32_t>());
+  return {tile_ptr, t_tile_ptr};
 }
 
 Tensor csr_linear(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias, const std::vector<Tensor>& pattern) {
@@ -120,7 +115,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Checker& check, const Tensor& 
                                             const std::vector<Tensor>& pattern, bool need_x, bool need_values,
                                             bool need_bias) {
   const CsrPattern p(check, pattern, grad);
-  const sk_csr w = p.weight(), wt = p.transposed();
+  const sk_csr w = p.weight();
   const sk_dtype dtype = check.dtype("grad", grad);
   const sk_matrix g = check.matrix("grad", grad, w.rows);
   if (need_x) check.tensor("values", *values, grad.scalar_type(), grad, {w.nnz});
@@ -140,9 +135,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Checker& check, const Tensor& 
   }
   const sk_matrix output = need_x ? check.matrix("grad_x", grad_x, w.cols) : sk_matrix{};
   const sk_threads threads = torch_threads();
-  const Workspace workspace(grad, sk_csr_linear_backward_workspace(&w, &wt, g.batch, &threads));
-  sk_csr_linear_backward(&w, &wt, p.t_perm.const_data_ptr<int32_t>(), need_x ? values->const_data_ptr() : nullptr, &g,
-                         need_values ? &input : nullptr, need_x ? &output : nullptr,
+  const Workspace workspace(grad, sk_csr_linear_backward_workspace(&w, g.batch, &threads));
+  sk_csr_linear_backward(&w, need_x ? values->const_data_ptr() : nullptr, &g, need_values ? &input : nullptr,
+                         need_x ? &output : nullptr,
                          need_values ? grad_values.mutable_data_ptr() : nullptr,
                          need_bias ? grad_bias.mutable_data_ptr() : nullptr, workspace.data(), dtype, &threads);
   return {grad_x, grad_values, grad_bias};

@@ -39,8 +39,8 @@ class CSR(Pattern):
 
     * ``tile_ptr`` int32 ``[tiles + 1, out]``: columns are cut into tiles of equal width, and row r's entries in tiles
       ``t : u`` are ``tile_ptr[t, r] : tile_ptr[u, r]``. A tile of x stays in the L1 cache while all rows pass over it.
-    * the transposed pattern (CSC) for ``backward_input``: ``t_row_ptr [in + 1]``, ``t_col_idx [nnz]``, ``t_tile_ptr``, and
-      ``t_perm [nnz]``, which says where each transposed entry sits in ``values``: values are stored once.
+    * ``t_tile_ptr`` int32 ``[row tiles + 1, in]``: the same of W transposed, for ``backward_input``. Only the counts: the kernels
+      transpose W block by block as they read it, so neither transposed indices nor a permutation are kept.
     """
 
     format = "csr"
@@ -58,16 +58,11 @@ class CSR(Pattern):
         width = tile_width(out_features, in_features, self.nnz)
         t_width = tile_width(in_features, out_features, self.nnz)
         if has_kernel("csr_derive", self.row_ptr.device.type):
-            derived = _OPS.csr_derive(self.row_ptr, self.col_idx, in_features, width, t_width)
-            self.tile_ptr, self.t_row_ptr, self.t_col_idx, self.t_perm, self.t_tile_ptr = derived
-            return
-        rows = self.row_idx()
-        perm = torch.argsort(self.col_idx, stable=True)  # stable, so rows ascend within a column
-        self.tile_ptr = _tile_ptr(self.row_ptr, rows, self.col_idx, in_features, width)
-        self.t_perm = perm.to(torch.int32)
-        self.t_col_idx = rows[perm].to(torch.int32)
-        self.t_row_ptr = _counts_to_ptr(torch.bincount(self.col_idx, minlength=in_features))
-        self.t_tile_ptr = _tile_ptr(self.t_row_ptr, self.col_idx[perm], self.t_col_idx, out_features, t_width)
+            self.tile_ptr, self.t_tile_ptr = _OPS.csr_derive(self.row_ptr, self.col_idx, in_features, width, t_width)
+        else:
+            rows = self.row_idx()
+            self.tile_ptr = _tile_ptr(rows, self.col_idx, out_features, in_features, width)
+            self.t_tile_ptr = _tile_ptr(self.col_idx, rows, in_features, out_features, t_width)
 
     def row_idx(self) -> Tensor:
         """int64 ``[nnz]``: the row of each entry."""
@@ -107,7 +102,7 @@ class CSR(Pattern):
         return self.row_idx() * self.shape[1] + self.col_idx
 
     def tensors(self) -> list[Tensor]:
-        return [self.row_ptr, self.col_idx, self.tile_ptr, self.t_row_ptr, self.t_col_idx, self.t_perm, self.t_tile_ptr]
+        return [self.row_ptr, self.col_idx, self.tile_ptr, self.t_tile_ptr]
 
     def _map(self, fn: Callable[[Tensor], Tensor]) -> CSR:
         other = object.__new__(CSR)
@@ -134,13 +129,12 @@ def tile_width(rows: int, cols: int, nnz: int) -> int:
     return width
 
 
-def _tile_ptr(row_ptr: Tensor, rows: Tensor, cols: Tensor, n_cols: int, width: int) -> Tensor:
-    n_rows = row_ptr.numel() - 1
+def _tile_ptr(rows: Tensor, cols: Tensor, n_rows: int, n_cols: int, width: int) -> Tensor:
+    """int32 ``[tiles + 1, n_rows]``: where the entries of each row and column tile begin, if sorted by row, then column."""
     tiles = max(1, -(-n_cols // width))
-    counts = torch.bincount(rows * tiles + torch.div(cols, width, rounding_mode="floor"), minlength=n_rows * tiles)
-    # The flat prefix sum starts at row_ptr[r] for tile 0 of row r; the last tile ends at row_ptr[r + 1].
-    starts = _counts_to_ptr(counts)[:-1].view(n_rows, tiles).t()
-    return torch.cat([starts, row_ptr[None, 1:]]).contiguous()
+    bins = rows.long() * tiles + torch.div(cols, width, rounding_mode="floor")
+    ptr = _counts_to_ptr(torch.bincount(bins, minlength=n_rows * tiles))
+    return torch.cat([ptr[:-1].view(n_rows, tiles).t(), ptr[tiles::tiles][None]]).contiguous()
 
 
 def _check_csr(shape: tuple[int, int], row_ptr: Tensor, col_idx: Tensor) -> None:
@@ -181,9 +175,9 @@ def _check_csr(shape: tuple[int, int], row_ptr: Tensor, col_idx: Tensor) -> None
 # --- ops -------------------------------------------------------------------------------------------------------------
 
 _OPS = torch.ops.sparsekern
-_NO_GRADS = [None] * 7  # what torch.library wants for the list `pattern`
+_NO_GRADS = [None] * 4  # what torch.library wants for the list `pattern`
 
-define("csr_derive(Tensor row_ptr, Tensor col_idx, int in_features, int width, int t_width) -> Tensor[]")
+define("csr_derive(Tensor row_ptr, Tensor col_idx, int in_features, int width, int t_width) -> (Tensor, Tensor)")
 define("csr_linear(Tensor x, Tensor values, Tensor? bias, Tensor[] pattern) -> Tensor")
 define(
     "csr_linear_backward(Tensor grad, Tensor x, Tensor values, Tensor[] pattern, bool need_x, bool need_values, "
@@ -329,7 +323,7 @@ def _(
     grad: Tensor, x: Tensor, values: Tensor, pattern: list[Tensor], need_x: bool, need_values: bool, need_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
-        _empty_matrix(grad, pattern[3].shape[0] - 1) if need_x else grad.new_empty(0),
+        _empty_matrix(grad, pattern[3].shape[1]) if need_x else grad.new_empty(0),
         grad.new_empty(pattern[1].shape[0] if need_values else 0),
         grad.new_empty(grad.shape[1] if need_bias else 0),
     )
@@ -337,7 +331,7 @@ def _(
 
 @torch.library.register_fake("sparsekern::csr_linear_backward_input")
 def _(grad: Tensor, values: Tensor, pattern: list[Tensor]) -> Tensor:
-    return _empty_matrix(grad, pattern[3].shape[0] - 1)
+    return _empty_matrix(grad, pattern[3].shape[1])
 
 
 @torch.library.register_fake("sparsekern::csr_linear_backward_weight")
