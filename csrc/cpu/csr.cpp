@@ -383,7 +383,7 @@ void sum_rows(int64_t rows, int stride, const float* g, bool add, float* sums) {
 // bias in memory of its own; each range packs the gradient of y anew.
 struct BackwardPlan {
   Split split;
-  int64_t panels, t_group, t_rows, tile_groups, chunk, value_floats, bias_floats, starts;
+  int64_t panels, t_group, t_rows, tile_groups, chunk, chunks, value_floats, bias_floats, starts;
 
   BackwardPlan(const sk_csr& w, int64_t batch, int threads) {
     const sk_csr wt = transposed(w);
@@ -396,11 +396,15 @@ struct BackwardPlan {
     t_group = tile_group(wt, stride);
     t_rows = tile_width(wt) * t_group;
     tile_groups = ceil_div(wt.tiles, t_group);
-    chunk = max<int64_t>(1, 512 / t_rows) * t_rows;  // rows of W at a time: 128 KB of the gradient of y
+    // Rows of W at a time, about 512, 128 KB of the gradient of y: whole groups of tiles, equally many.
+    chunk = ceil_div(ceil_div(w.rows, ceil_div(w.rows, max<int64_t>(512, t_rows))), t_rows) * t_rows;
+    chunks = ceil_div(w.rows, chunk);
     value_floats = ceil_div(w.nnz + kLanes, 16) * 16;
     bias_floats = ceil_div(w.rows + kLanes, 16) * 16;
     starts = ceil_div(w.tiles * tile_groups, 16) * 16;
   }
+
+  int64_t bytes(const sk_csr& w) const { return split.groups * group_bytes() + chunks * w.tiles * sizeof(int32_t); }
 
   // Per group: sums, entries, and where the entries of each block of W begin.
   int64_t group_bytes() const {
@@ -420,6 +424,7 @@ void backward(const sk_csr& w, const T* values, const sk_matrix& grad, const sk_
     return reinterpret_cast<float*>(static_cast<char*>(workspace) + g * plan.group_bytes());
   };
   const auto bias_sums = [&](int64_t g) { return value_sums(g) + plan.value_floats; };
+  int32_t* const sum_starts = reinterpret_cast<int32_t*>(value_sums(groups));  // of each (chunk, tile): the same in all groups
   const auto first_tile = [&](int64_t range) { return range * w.tiles / ranges; };
   const auto column = [&](int64_t tile) { return min(tile * width, w.cols); };
 
@@ -457,36 +462,34 @@ void backward(const sk_csr& w, const T* values, const sk_matrix& grad, const sk_
                 if (i + 1 == plan.tile_groups) unpack<T>(*grad_x, column(t), column(t + 1), s, y);
               }
             // A tile of x stays in L1 while the chunk's rows pass over it.
-            for (int64_t t = t0; grad_values != nullptr && t < t1; t++)
+            for (int64_t t = t0; grad_values != nullptr && t < t1; t++) {
+              if (task < ranges && p == first) sum_starts[r0 / chunk * w.tiles + t] = int32_t(sums - value_sums(g));
               sums = (p == first ? weight_rows<nv(), false> : weight_rows<nv(), true>)(w, t, r0, r1, stride, g_panel,
                                                                                      x_panel - c0 * stride, sums);
+            }
           });
         }
       }
     }
   });
 
-  // Sum the groups in a fixed order, and put the sums where they belong: by rows, so that no two threads write to one cache
-  // line of grad_values, which costs more than reading what the other one summed.
+  // Sum the groups in a fixed order, and put the sums where they belong: whole chunks of rows per thread, because two threads
+  // that write to one cache line of grad_values cost more than reading what the other one summed.
   const auto sum_groups = [&](auto part, int64_t at) {
     vec total = load(part(0) + at);
     for (int64_t g = 1; g < groups; g++) total += load(part(g) + at);
     return total;
   };
   if (grad_values != nullptr)
-    parallel_for(threads, ceil_div(w.rows, chunk), 2.0 * groups * w.nnz, [&](int64_t begin, int64_t end) {
-      for (int64_t range = 0; range < ranges; range++) {
-        const int64_t t0 = first_tile(range), t1 = first_tile(range + 1), r0 = begin * chunk;
-        int64_t at = row_begin(wt, column(t0));
-        for (int64_t r = 0; r < r0; r++) at += w.tile_ptr[t1 * w.rows + r] - w.tile_ptr[t0 * w.rows + r];
-        for (int64_t i = r0; i < min(end * chunk, w.rows); i += chunk)
-          for (int64_t t = t0; t < t1; t++)
-            for (int64_t r = i; r < min(i + chunk, w.rows); r++) {
-              const int64_t k = w.tile_ptr[t * w.rows + r], n = w.tile_ptr[(t + 1) * w.rows + r] - k;
-              for (int64_t j = 0; j < n; j += kLanes)
-                store_first(grad_values + k + j, sum_groups(value_sums, at + j), n - j);
-              at += n;
-            }
+    parallel_for(threads, plan.chunks * w.tiles, 2.0 * groups * w.nnz, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) {
+        const int64_t t = i % w.tiles, r0 = i / w.tiles * chunk;
+        int64_t at = sum_starts[i];
+        for (int64_t r = r0; r < min(r0 + chunk, w.rows); r++) {
+          const int64_t k = w.tile_ptr[t * w.rows + r], n = w.tile_ptr[(t + 1) * w.rows + r] - k;
+          for (int64_t j = 0; j < n; j += kLanes) store_first(grad_values + k + j, sum_groups(value_sums, at + j), n - j);
+          at += n;
+        }
       }
     });
   if (grad_bias != nullptr)
@@ -506,8 +509,7 @@ const CsrKernels csr_kernels = {
       dtype == SK_BFLOAT16 ? run((bf16*)nullptr) : run((float*)nullptr);
     },
     [](const sk_csr* w, int64_t batch, const sk_threads* threads) -> int64_t {
-      const BackwardPlan plan(*w, batch, threads->threads);
-      return plan.split.groups * plan.group_bytes();
+      return BackwardPlan(*w, batch, threads->threads).bytes(*w);
     },
     [](const sk_csr* w, const void* values, const sk_matrix* grad, const sk_matrix* x, const sk_matrix* grad_x,
        void* grad_values, void* grad_bias, void* workspace, sk_dtype dtype, const sk_threads* threads) {

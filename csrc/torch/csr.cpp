@@ -82,7 +82,7 @@ Tensor csr_linear(const Tensor& x, const Tensor& values, const std::optional<Ten
   if (y.numel() == 0) return y;
   const sk_matrix output = check.matrix("y", y, w.rows);
   const sk_threads threads = torch_threads();
-  const Workspace workspace(x, sk_csr_linear_workspace(&w, input.batch, &threads));
+  const Workspace workspace(sk_csr_linear_workspace(&w, input.batch, &threads));
   sk_csr_linear(&w, values.const_data_ptr(), &input, bias ? bias->const_data_ptr() : nullptr, &output, workspace.data(),
                 dtype, &threads);
   return y;
@@ -135,7 +135,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Checker& check, const Tensor& 
   }
   const sk_matrix output = need_x ? check.matrix("grad_x", grad_x, w.cols) : sk_matrix{};
   const sk_threads threads = torch_threads();
-  const Workspace workspace(grad, sk_csr_linear_backward_workspace(&w, g.batch, &threads));
+  const Workspace workspace(sk_csr_linear_backward_workspace(&w, g.batch, &threads));
   sk_csr_linear_backward(&w, need_x ? values->const_data_ptr() : nullptr, &g, need_values ? &input : nullptr,
                          need_x ? &output : nullptr,
                          need_values ? grad_values.mutable_data_ptr() : nullptr,
