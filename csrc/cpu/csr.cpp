@@ -27,7 +27,6 @@ namespace sk::SK_ISA {
 namespace {
 
 constexpr int kPrefetchRows = 8;
-constexpr int64_t kWidestTile = 1024;
 constexpr int64_t kL1Floats = 8192;         // 32 KB
 constexpr int64_t kChunkFloats = 1 << 16;   // 256 KB: a panel or a chunk of its rows, several of which fit a 1 MB L2
 constexpr int64_t kChunkEntries = 1 << 16;  // 512 KB of values and columns: what is copied at once
@@ -35,7 +34,7 @@ constexpr int64_t kChunkEntries = 1 << 16;  // 512 KB of values and columns: wha
 inline int64_t row_begin(const sk_csr& w, int64_t r) { return r < w.rows ? w.tile_ptr[r] : w.nnz; }
 
 // W transposed: its tiles, but no column indices.
-sk_csr transposed(const sk_csr& w) { return {w.cols, w.rows, w.nnz, w.t_tiles, w.tiles, nullptr, w.t_tile_ptr, w.tile_ptr}; }
+sk_csr transposed(const sk_csr& w) { return {w.cols, w.rows, w.nnz, w.t_tiles, w.tiles, nullptr, w.t_tile_ptr, w.tile_ptr, nullptr}; }
 
 // Columns per tile: the smallest 128 * 2^k that makes w.tiles tiles.
 int64_t tile_width(const sk_csr& w) {
@@ -146,33 +145,28 @@ void pack_rows(const sk_csr& w, const T* values, int64_t group, int64_t r0, int6
   }
 }
 
-// Copies the entries of columns [c0, c1), which are column tile t, transposed: to entries + (the number of entries in the
-// columns before c0) on, for each group of row tiles column by column, rows ascending. starts[i] becomes the offset of group
-// i's entries. A counting sort of one block at a time: the block's rows are read in order, and what it writes stays in L1, so
-// the transposed pattern needs no column indices and no permutation, 8 bytes per nonzero less to keep and to read.
+// Copies the entries in column tiles [t0, t1), transposed, to their slots: block by block of W, a tile of rows x a tile of
+// columns, whose 8 * nnz bytes stay in L1; within a block by column, rows ascending. starts[(t - t0) * wt.tiles + i] becomes
+// the offset of the entries of column tile t and row tile i. Slots are computed once per pattern: finding them here by a
+// counting sort, in place of keeping 4 bytes per nonzero, takes 2.5 times as long.
 template <class T>
-void pack_columns(const sk_csr& w, const sk_csr& wt, const T* values, int64_t t, int64_t t_group, int64_t t_rows, int64_t c0,
-                  int64_t c1, int stride, Entry* entries, int32_t* starts) {
-  int32_t next[kWidestTile];
-  int32_t at = int32_t(row_begin(wt, c0));
-  const int32_t* begins = w.tile_ptr + t * w.rows;
-  const int32_t* ends = begins + w.rows;
-  for (int64_t i = 0; i * t_group < wt.tiles; i++) {
-    *starts++ = at;
-    const int32_t* t_begins = wt.tile_ptr + i * t_group * wt.rows;
-    const int32_t* t_ends = wt.tile_ptr + min((i + 1) * t_group, wt.tiles) * wt.rows;
-    for (int64_t c = c0; c < c1; c++) {
-      next[c - c0] = at;
-      at += t_ends[c] - t_begins[c];
-    }
-    const int64_t r0 = i * t_rows, r1 = min(r0 + t_rows, w.rows);
-    for (int64_t r = r0; r < r1; r++) {
-      if (const int64_t ahead = r + kPrefetchRows; ahead < r1) {
-        __builtin_prefetch(values + begins[ahead]);
-        __builtin_prefetch(w.col_idx + begins[ahead]);
+void pack_transposed(const sk_csr& w, const sk_csr& wt, const T* values, int64_t t0, int64_t t1, int stride, Entry* entries,
+                     int32_t* starts) {
+  const int64_t width = tile_width(w), t_width = tile_width(wt);
+  int32_t at = int32_t(row_begin(wt, min(t0 * width, wt.rows)));
+  for (int64_t t = t0; t < t1; t++) {
+    const int32_t* begins = w.tile_ptr + t * w.rows;
+    const int32_t* ends = begins + w.rows;
+    for (int64_t i = 0; i < wt.tiles; i++) {
+      *starts++ = at;
+      for (int64_t r = i * t_width; r < min((i + 1) * t_width, w.rows); r++) {
+        if (const int64_t ahead = r + kPrefetchRows; ahead < w.rows) {
+          __builtin_prefetch(values + begins[ahead]);
+          __builtin_prefetch(w.t_slot + begins[ahead]);
+        }
+        for (int32_t k = begins[r]; k < ends[r]; k++) entries[w.t_slot[k]] = entry(to_float(values[k]), int32_t(r * stride));
+        at += ends[r] - begins[r];
       }
-      for (int32_t k = begins[r]; k < ends[r]; k++)
-        entries[next[w.col_idx[k] - c0]++] = entry(to_float(values[k]), int32_t(r * stride));
     }
   }
 }
@@ -383,7 +377,7 @@ void sum_rows(int64_t rows, int stride, const float* g, bool add, float* sums) {
 // bias in memory of its own; each range packs the gradient of y anew.
 struct BackwardPlan {
   Split split;
-  int64_t panels, t_group, t_rows, tile_groups, chunk, chunks, value_floats, bias_floats, starts;
+  int64_t panels, chunk, chunks, value_floats, bias_floats, starts;
 
   BackwardPlan(const sk_csr& w, int64_t batch, int threads) {
     const sk_csr wt = transposed(w);
@@ -393,15 +387,13 @@ struct BackwardPlan {
     split = split_work(panels, threads, ceil_div(w.cols * stride, kChunkFloats * 3 / 2), w.tiles,
                        stride * w.rows * kFloatCost, stride * (2 * w.cols * kFloatCost + 2 * w.nnz * kColumnCost),
                        w.nnz * kEntryCost * 3, w.nnz * kFloatCost * 2);
-    t_group = tile_group(wt, stride);
-    t_rows = tile_width(wt) * t_group;
-    tile_groups = ceil_div(wt.tiles, t_group);
-    // Rows of W at a time, about 512, 128 KB of the gradient of y: whole groups of tiles, equally many.
-    chunk = ceil_div(ceil_div(w.rows, ceil_div(w.rows, max<int64_t>(512, t_rows))), t_rows) * t_rows;
+    // Rows of W at a time, about 512, 128 KB of the gradient of y: whole tiles, equally many.
+    const int64_t t_width = tile_width(wt);
+    chunk = ceil_div(ceil_div(w.rows, ceil_div(w.rows, max<int64_t>(512, t_width))), t_width) * t_width;
     chunks = ceil_div(w.rows, chunk);
     value_floats = ceil_div(w.nnz + kLanes, 16) * 16;
     bias_floats = ceil_div(w.rows + kLanes, 16) * 16;
-    starts = ceil_div(w.tiles * tile_groups, 16) * 16;
+    starts = ceil_div(w.tiles * wt.tiles, 16) * 16;
   }
 
   int64_t bytes(const sk_csr& w) const { return split.groups * group_bytes() + chunks * w.tiles * sizeof(int32_t); }
@@ -419,7 +411,7 @@ void backward(const sk_csr& w, const T* values, const sk_matrix& grad, const sk_
   const BackwardPlan plan(w, grad.batch, threads.threads);
   const int64_t groups = plan.split.groups, ranges = plan.split.ranges, chunk = plan.chunk;
   const int stride = panel_stride(grad.batch);
-  const int64_t width = tile_width(w);
+  const int64_t width = tile_width(w), t_width = tile_width(wt);
   const auto value_sums = [&](int64_t g) {
     return reinterpret_cast<float*>(static_cast<char*>(workspace) + g * plan.group_bytes());
   };
@@ -436,9 +428,7 @@ void backward(const sk_csr& w, const T* values, const sk_matrix& grad, const sk_
       const int64_t first = g * plan.panels / groups, last = (g + 1) * plan.panels / groups;
       Entry* const entries = reinterpret_cast<Entry*>(bias_sums(g) + plan.bias_floats);
       int32_t* const starts = reinterpret_cast<int32_t*>(entries + plan.value_floats);
-      for (int64_t t = t0; grad_x != nullptr && t < t1; t++)
-        pack_columns(w, wt, values, t, plan.t_group, plan.t_rows, column(t), column(t + 1), stride, entries,
-                     starts + t * plan.tile_groups);
+      if (grad_x != nullptr) pack_transposed(w, wt, values, t0, t1, stride, entries, starts + t0 * wt.tiles);
       float* const g_panel = g_scratch.floats(min(chunk, w.rows) * stride);
       float* const x_panel = x_scratch.floats((c1 - c0) * stride);
       float* const grad_x_panel = grad_x_scratch.floats((c1 - c0) * stride);
@@ -453,13 +443,12 @@ void backward(const sk_csr& w, const T* values, const sk_matrix& grad, const sk_
           with_vectors(s.width, [&](auto nv) {
             if (grad_bias != nullptr && range == 0) sum_rows<nv()>(r1 - r0, stride, g_panel, p != first, bias_sums(g) + r0);
             // A tile of g stays in L1 while all columns pass over it.
-            for (int64_t i = r0 / plan.t_rows; grad_x != nullptr && i * plan.t_rows < r1; i++)
+            for (int64_t i = r0 / t_width; grad_x != nullptr && i * t_width < r1; i++)
               for (int64_t t = t0; t < t1; t++) {
                 float* const y = grad_x_panel + (column(t) - c0) * stride;
-                linear_rows<nv(), T>(wt, entries + starts[t * plan.tile_groups + i], i * plan.t_group,
-                                     min((i + 1) * plan.t_group, wt.tiles), column(t), column(t + 1), g_panel - r0 * stride,
-                                     nullptr, stride, y);
-                if (i + 1 == plan.tile_groups) unpack<T>(*grad_x, column(t), column(t + 1), s, y);
+                linear_rows<nv(), T>(wt, entries + starts[t * wt.tiles + i], i, i + 1, column(t), column(t + 1),
+                                     g_panel - r0 * stride, nullptr, stride, y);
+                if (i + 1 == wt.tiles) unpack<T>(*grad_x, column(t), column(t + 1), s, y);
               }
             // A tile of x stays in L1 while the chunk's rows pass over it.
             for (int64_t t = t0; grad_values != nullptr && t < t1; t++) {

@@ -1,11 +1,13 @@
 // What is derived from a CSR pattern when it is built. Integer work, bound by memory.
 
 #include <algorithm>
+#include <vector>
 
 #include "sparsekern/csr.h"
 
 extern "C" void sk_csr_derive(int64_t rows, int64_t cols, int64_t width, int64_t t_width, const int32_t* row_ptr,
-                              const int32_t* col_idx, int32_t* tile_ptr, int32_t* t_tile_ptr) {
+                              const int32_t* col_idx, int32_t* tile_ptr, int32_t* t_tile_ptr,
+                              int32_t* t_slot) {
   const int64_t tiles = std::max<int64_t>(1, (cols + width - 1) / width);
   const int64_t t_tiles = std::max<int64_t>(1, (rows + t_width - 1) / t_width);
   std::fill(t_tile_ptr, t_tile_ptr + t_tiles * cols, 0);
@@ -18,6 +20,17 @@ extern "C" void sk_csr_derive(int64_t rows, int64_t cols, int64_t width, int64_t
     }
     tile_ptr[tiles * rows + r] = row_ptr[r + 1];
   }
+  // The first slot of each (row tile, column): by column tile, row tile, column.
+  std::vector<int32_t> next(t_tiles * cols);
+  int32_t slot = 0;
+  for (int64_t t = 0; t < tiles; t++)
+    for (int64_t i = 0; i < t_tiles; i++)
+      for (int64_t c = t * width; c < std::min((t + 1) * width, cols); c++) {
+        next[i * cols + c] = slot;
+        slot += t_tile_ptr[i * cols + c];
+      }
+  for (int64_t r = 0; r < rows; r++)
+    for (int32_t k = row_ptr[r]; k < row_ptr[r + 1]; k++) t_slot[k] = next[r / t_width * cols + col_idx[k]]++;
   // From counts to where each (column, tile) begins, column by column.
   int32_t at = 0;
   for (int64_t c = 0; c < cols; c++) {

@@ -2,6 +2,7 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <chrono>
 #include <cstdlib>
@@ -48,18 +49,21 @@ sk_matrix matrix(const Floats& a) {
   return {const_cast<float*>(a.data()), a.shape(0), a.shape(1), a.shape(1) > 1 ? a.shape(1) : 2, 1};
 }
 
-sk_csr csr(const Ints& tile_ptr, const Ints& col_idx, const Ints& t_tile_ptr) {
-  if (tile_ptr.ndim() != 2 || tile_ptr.shape(0) < 2) throw py::value_error("tile_ptr must be int32 [tiles + 1, out]");
-  if (t_tile_ptr.ndim() != 2 || t_tile_ptr.shape(0) < 2) throw py::value_error("t_tile_ptr must be int32 [tiles + 1, in]");
-  return {tile_ptr.shape(1),    t_tile_ptr.shape(1), col_idx.size(),   tile_ptr.shape(0) - 1,
-          t_tile_ptr.shape(0) - 1, col_idx.data(),      tile_ptr.data(), t_tile_ptr.data()};
+// The list that CSR.tensors() makes, as arrays.
+sk_csr csr(const std::vector<Ints>& pattern) {
+  if (pattern.size() != 5) throw py::value_error("pattern must be the 5 arrays of CSR.tensors()");
+  const Ints &col_idx = pattern[1], &tile_ptr = pattern[2], &t_tile_ptr = pattern[3], &t_slot = pattern[4];
+  if (tile_ptr.ndim() != 2 || t_tile_ptr.ndim() != 2 || tile_ptr.shape(0) < 2 || t_tile_ptr.shape(0) < 2 ||
+      t_slot.size() != col_idx.size())
+    throw py::value_error("pattern must be the 5 arrays of CSR.tensors()");
+  return {tile_ptr.shape(1), t_tile_ptr.shape(1), col_idx.size(),    tile_ptr.shape(0) - 1, t_tile_ptr.shape(0) - 1,
+          col_idx.data(),    tile_ptr.data(),     t_tile_ptr.data(), t_slot.data()};
 }
 
-Floats csr_linear(const Floats& x, const Floats& values, const Ints& tile_ptr, const Ints& col_idx, const Ints& t_tile_ptr,
-                  const std::string& isa) {
+Floats csr_linear(const Floats& x, const Floats& values, const std::vector<Ints>& pattern, const std::string& isa) {
   const IsaScope scope(isa);
   const sk_matrix input = matrix(x);
-  const sk_csr w = csr(tile_ptr, col_idx, t_tile_ptr);
+  const sk_csr w = csr(pattern);
   if (input.features != w.cols || values.size() != w.nnz) throw py::value_error("x must be [batch, in], values [nnz]");
   Floats y({input.batch, w.rows});
   const sk_matrix output = matrix(y);
@@ -68,12 +72,12 @@ Floats csr_linear(const Floats& x, const Floats& values, const Ints& tile_ptr, c
   return y;
 }
 
-py::tuple csr_linear_backward(const Floats& grad, const Floats& x, const Floats& values, const Ints& tile_ptr,
-                              const Ints& col_idx, const Ints& t_tile_ptr, const std::string& isa) {
+py::tuple csr_linear_backward(const Floats& grad, const Floats& x, const Floats& values, const std::vector<Ints>& pattern,
+                              const std::string& isa) {
   const IsaScope scope(isa);
   const sk_matrix g = matrix(grad), input = matrix(x);
   if (g.batch != input.batch || g.batch < 1) throw py::value_error("grad and x must have the same batch of at least 1");
-  const sk_csr w = csr(tile_ptr, col_idx, t_tile_ptr);
+  const sk_csr w = csr(pattern);
   if (input.features != w.cols || g.features != w.rows || values.size() != w.nnz)
     throw py::value_error("grad must be [batch, out], x [batch, in], values [nnz]");
   Floats grad_x({g.batch, w.cols}), grad_values(w.nnz), grad_bias(w.rows);
@@ -102,11 +106,10 @@ double fma_peak(int threads, double seconds) {
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Developer access to the kernels: numpy arrays, one thread, any ISA.";
   m.def("isa", &sk_isa);
-  m.def("csr_linear", &csr_linear, py::arg("x"), py::arg("values"), py::arg("tile_ptr"), py::arg("col_idx"),
-        py::arg("t_tile_ptr"), py::arg("isa") = "",
-        "x [batch, in] float32 times W^T, with values [nnz] and the tensors of a CSR pattern.");
-  m.def("csr_linear_backward", &csr_linear_backward, py::arg("grad"), py::arg("x"), py::arg("values"), py::arg("tile_ptr"),
-        py::arg("col_idx"), py::arg("t_tile_ptr"), py::arg("isa") = "", "The gradients of x, values and bias.");
+  m.def("csr_linear", &csr_linear, py::arg("x"), py::arg("values"), py::arg("pattern"), py::arg("isa") = "",
+        "x [batch, in] float32 times W^T, with values [nnz] and the arrays of CSR.tensors().");
+  m.def("csr_linear_backward", &csr_linear_backward, py::arg("grad"), py::arg("x"), py::arg("values"), py::arg("pattern"),
+        py::arg("isa") = "", "The gradients of x, values and bias.");
   m.def("fma_peak", &fma_peak, py::arg("threads") = 1, py::arg("seconds") = 0.05,
         py::call_guard<py::gil_scoped_release>(), "Float32 FMA rate in GFLOP/s of `threads` cores at once.");
 }

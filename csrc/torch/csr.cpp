@@ -13,11 +13,11 @@ namespace {
 
 // The list that CSR.tensors() in python/sparsekern/formats/csr.py makes.
 struct CsrPattern {
-  const Tensor &row_ptr, &col_idx, &tile_ptr, &t_tile_ptr;
+  const Tensor &row_ptr, &col_idx, &tile_ptr, &t_tile_ptr, &t_slot;
 
   CsrPattern(const Checker& check, const std::vector<Tensor>& list, const Tensor& x)
-      : CsrPattern(list.size() == 4 ? list
-                                    : (check.fail("pattern", "the 4 tensors of CSR.tensors()",
+      : CsrPattern(list.size() == 5 ? list
+                                    : (check.fail("pattern", "the 5 tensors of CSR.tensors()",
                                                   std::to_string(list.size()) + " tensors"),
                                        list)) {
     check.tensor("row_ptr", row_ptr, ScalarType::Int, x, {-1});
@@ -25,6 +25,7 @@ struct CsrPattern {
     check.tensor("col_idx", col_idx, ScalarType::Int, x, {-1});
     check.tensor("tile_ptr", tile_ptr, ScalarType::Int, x, {-1, out()});
     check.tensor("t_tile_ptr", t_tile_ptr, ScalarType::Int, x, {-1, -1});
+    check.tensor("t_slot", t_slot, ScalarType::Int, x, {col_idx.numel()});
     if (tile_ptr.size(0) < 2 || tile_ptr.size(0) - 1 < tiles(in(), kWidestTile))
       check.fail("tile_ptr", "int32 [tiles + 1, out] with tiles of at most 1024 columns", describe(tile_ptr));
     if (t_tile_ptr.size(0) < 2 || t_tile_ptr.size(0) - 1 < tiles(out(), kWidestTile))
@@ -41,18 +42,20 @@ struct CsrPattern {
             t_tile_ptr.size(0) - 1,
             col_idx.const_data_ptr<int32_t>(),
             tile_ptr.const_data_ptr<int32_t>(),
-            t_tile_ptr.const_data_ptr<int32_t>()};
+            t_tile_ptr.const_data_ptr<int32_t>(),
+            t_slot.const_data_ptr<int32_t>()};
   }
 
   static constexpr int64_t kWidestTile = 1024;
   static int64_t tiles(int64_t size, int64_t width) { return size > width ? (size + width - 1) / width : 1; }
 
  private:
-  explicit CsrPattern(const std::vector<Tensor>& l) : row_ptr(l[0]), col_idx(l[1]), tile_ptr(l[2]), t_tile_ptr(l[3]) {}
+  explicit CsrPattern(const std::vector<Tensor>& l)
+      : row_ptr(l[0]), col_idx(l[1]), tile_ptr(l[2]), t_tile_ptr(l[3]), t_slot(l[4]) {}
 };
 
-// tile_ptr and t_tile_ptr of a checked pattern.
-std::tuple<Tensor, Tensor> csr_derive(const Tensor& row_ptr, const Tensor& col_idx, int64_t in_features, int64_t width,
+// tile_ptr, t_tile_ptr and t_slot of a checked pattern.
+std::tuple<Tensor, Tensor, Tensor> csr_derive(const Tensor& row_ptr, const Tensor& col_idx, int64_t in_features, int64_t width,
                                       int64_t t_width) {
   const Checker check{"csr_derive"};
   check.tensor("row_ptr", row_ptr, ScalarType::Int, row_ptr, {-1});
@@ -65,9 +68,11 @@ std::tuple<Tensor, Tensor> csr_derive(const Tensor& row_ptr, const Tensor& col_i
   };
   Tensor tile_ptr = ints(CsrPattern::tiles(in_features, width), rows);
   Tensor t_tile_ptr = ints(CsrPattern::tiles(rows, t_width), in_features);
+  Tensor t_slot = empty_strided(row_ptr, ScalarType::Int, {col_idx.numel()}, {1});
   sk_csr_derive(rows, in_features, width, t_width, row_ptr.const_data_ptr<int32_t>(), col_idx.const_data_ptr<int32_t>(),
-                tile_ptr.mutable_data_ptr<int32_t>(), t_tile_ptr.mutable_data_ptr<int32_t>());
-  return {tile_ptr, t_tile_ptr};
+                tile_ptr.mutable_data_ptr<int32_t>(), t_tile_ptr.mutable_data_ptr<int32_t>(),
+                t_slot.mutable_data_ptr<int32_t>());
+  return {tile_ptr, t_tile_ptr, t_slot};
 }
 
 Tensor csr_linear(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias, const std::vector<Tensor>& pattern) {

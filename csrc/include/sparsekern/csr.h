@@ -22,12 +22,14 @@ typedef struct {
   const int32_t* t_tile_ptr; /* (t_tiles + 1) * cols ints: the same of W transposed: column c has
                                 t_tile_ptr[u * cols + c] - t_tile_ptr[t * cols + c] entries in row tiles t..u-1, and
                                 t_tile_ptr[c] in the columns before it. Backward only */
+  const int32_t* t_slot;     /* nnz ints: where each entry stands in W transposed if that is sorted by column tile, row tile,
+                                column and row. Backward only */
 } sk_csr;
 
-/* tile_ptr and t_tile_ptr of a pattern, written, for tiles of `width` columns and of `t_width` rows: with n = max(1,
+/* tile_ptr, t_tile_ptr and t_slot of a pattern, written, for tiles of `width` columns and of `t_width` rows: with n = max(1,
  * ceil(cols / width)) tiles, (n + 1) * rows ints; t_tile_ptr likewise. */
 void sk_csr_derive(int64_t rows, int64_t cols, int64_t width, int64_t t_width, const int32_t* row_ptr,
-                   const int32_t* col_idx, int32_t* tile_ptr, int32_t* t_tile_ptr);
+                   const int32_t* col_idx, int32_t* tile_ptr, int32_t* t_tile_ptr, int32_t* t_slot);
 
 /* All products are deterministic: same input and thread count, same bits. Matrices must not overlap. A workspace is 64-byte
  * aligned; its size in bytes comes from the function named like its user. */

@@ -39,8 +39,9 @@ class CSR(Pattern):
 
     * ``tile_ptr`` int32 ``[tiles + 1, out]``: columns are cut into tiles of equal width, and row r's entries in tiles
       ``t : u`` are ``tile_ptr[t, r] : tile_ptr[u, r]``. A tile of x stays in the L1 cache while all rows pass over it.
-    * ``t_tile_ptr`` int32 ``[row tiles + 1, in]``: the same of W transposed, for ``backward_input``. Only the counts: the kernels
-      transpose W block by block as they read it, so neither transposed indices nor a permutation are kept.
+    * ``t_tile_ptr`` int32 ``[row tiles + 1, in]``: the same of W transposed, for ``backward_input``.
+    * ``t_slot`` int32 ``[nnz]``: where each entry stands in W transposed, sorted by column tile, row tile, column and row. The
+      kernels transpose W as they read it, so values are stored once.
     """
 
     format = "csr"
@@ -58,11 +59,16 @@ class CSR(Pattern):
         width = tile_width(out_features, in_features, self.nnz)
         t_width = tile_width(in_features, out_features, self.nnz)
         if has_kernel("csr_derive", self.row_ptr.device.type):
-            self.tile_ptr, self.t_tile_ptr = _OPS.csr_derive(self.row_ptr, self.col_idx, in_features, width, t_width)
+            derived = _OPS.csr_derive(self.row_ptr, self.col_idx, in_features, width, t_width)
+            self.tile_ptr, self.t_tile_ptr, self.t_slot = derived
         else:
             rows = self.row_idx()
             self.tile_ptr = _tile_ptr(rows, self.col_idx, out_features, in_features, width)
             self.t_tile_ptr = _tile_ptr(self.col_idx, rows, in_features, out_features, t_width)
+            block = (self.col_idx // width) * (out_features // t_width + 1) + rows // t_width
+            order = torch.argsort(block * in_features + self.col_idx, stable=True)  # stable, so rows ascend
+            self.t_slot = torch.empty_like(self.col_idx)
+            self.t_slot[order] = torch.arange(self.nnz, dtype=torch.int32, device=order.device)
 
     def row_idx(self) -> Tensor:
         """int64 ``[nnz]``: the row of each entry."""
@@ -102,7 +108,7 @@ class CSR(Pattern):
         return self.row_idx() * self.shape[1] + self.col_idx
 
     def tensors(self) -> list[Tensor]:
-        return [self.row_ptr, self.col_idx, self.tile_ptr, self.t_tile_ptr]
+        return [self.row_ptr, self.col_idx, self.tile_ptr, self.t_tile_ptr, self.t_slot]
 
     def _map(self, fn: Callable[[Tensor], Tensor]) -> CSR:
         other = object.__new__(CSR)
@@ -175,9 +181,9 @@ def _check_csr(shape: tuple[int, int], row_ptr: Tensor, col_idx: Tensor) -> None
 # --- ops -------------------------------------------------------------------------------------------------------------
 
 _OPS = torch.ops.sparsekern
-_NO_GRADS = [None] * 4  # what torch.library wants for the list `pattern`
+_NO_GRADS = [None] * 5  # what torch.library wants for the list `pattern`
 
-define("csr_derive(Tensor row_ptr, Tensor col_idx, int in_features, int width, int t_width) -> (Tensor, Tensor)")
+define("csr_derive(Tensor row_ptr, Tensor col_idx, int in_features, int width, int t_width) -> (Tensor, Tensor, Tensor)")
 define("csr_linear(Tensor x, Tensor values, Tensor? bias, Tensor[] pattern) -> Tensor")
 define(
     "csr_linear_backward(Tensor grad, Tensor x, Tensor values, Tensor[] pattern, bool need_x, bool need_values, "
