@@ -267,12 +267,8 @@ Split forward_split(const sk_csr& w, int64_t batch, int threads) {
                     columns * (w.rows * kFloatCost + w.nnz * kColumnCost), batch <= kLanes ? 0.0 : w.nnz * kEntryCost, 0.0);
 }
 
-int64_t linear_workspace(const sk_csr& w, int64_t batch, int threads) {
-  return batch <= kLanes ? 0 : forward_split(w, batch, threads).groups * w.nnz * int64_t(sizeof(Entry));
-}
-
 template <class T>
-void linear(const sk_csr& w, const T* values, const sk_matrix& x, const T* bias, const sk_matrix& y, void* workspace,
+void linear(const sk_csr& w, const T* values, const sk_matrix& x, const T* bias, const sk_matrix& y,
             const sk_threads& threads) {
   const int stride = panel_stride(x.batch);
   const int64_t panels = ceil_div(x.batch, kPanel), group = tile_group(w, stride);
@@ -281,16 +277,17 @@ void linear(const sk_csr& w, const T* values, const sk_matrix& x, const T* bias,
   // Rows at a time: a chunk's accumulators, and its weights while they are copied, fit L2.
   const int64_t chunk = max<int64_t>(kLanes, min(kChunkFloats / stride, kChunkEntries * w.rows / max<int64_t>(1, w.nnz)));
   parallel_for(threads, split.groups * split.ranges, 2.0 * x.batch * (w.nnz + w.rows), [&](int64_t begin, int64_t end) {
-    static thread_local Scratch x_scratch, y_scratch;
+    static thread_local Scratch entry_scratch, x_scratch, y_scratch;
     for (int64_t task = begin; task < end; task++) {
       const int64_t g = task / split.ranges, range = task % split.ranges;
       const int64_t first_row = range_begin(w, range, split.ranges), last_row = range_begin(w, range + 1, split.ranges);
       const int64_t first = g * panels / split.groups, last = (g + 1) * panels / split.groups;
-      Entry* const entries = static_cast<Entry*>(workspace) + g * w.nnz;
+      const int64_t first_entry = row_begin(w, first_row), count = few ? 0 : row_begin(w, last_row) - first_entry;
+      Entry* const entries = entry_scratch.get<Entry>(count) - first_entry;
       for (int64_t r = first_row; !few && r < last_row; r += chunk)
         pack_rows(w, values, group, r, min(r + chunk, last_row), stride, entries);
-      float* const x_panel = x_scratch.floats(w.cols * stride);
-      float* const y_panel = y_scratch.floats(chunk * stride);
+      float* const x_panel = x_scratch.get<float>(w.cols * stride);
+      float* const y_panel = y_scratch.get<float>(chunk * stride);
       for (int64_t p = first; p < last; p++) {
         const Slice s = slice(x.batch, p);
         if (x.batch > 1)
@@ -377,7 +374,7 @@ void sum_rows(int64_t rows, int stride, const float* g, bool add, float* sums) {
 // bias in memory of its own; each range packs the gradient of y anew.
 struct BackwardPlan {
   Split split;
-  int64_t panels, chunk, chunks, value_floats, bias_floats, starts;
+  int64_t panels, chunk, chunks, value_floats, bias_floats;
 
   BackwardPlan(const sk_csr& w, int64_t batch, int threads) {
     const sk_csr wt = transposed(w);
@@ -393,14 +390,11 @@ struct BackwardPlan {
     chunks = ceil_div(w.rows, chunk);
     value_floats = ceil_div(w.nnz + kLanes, 16) * 16;
     bias_floats = ceil_div(w.rows + kLanes, 16) * 16;
-    starts = ceil_div(w.tiles * wt.tiles, 16) * 16;
   }
 
-  int64_t bytes(const sk_csr& w) const { return split.groups * group_bytes() + chunks * w.tiles * sizeof(int32_t); }
-
-  // Per group: sums, entries, and where the entries of each block of W begin.
-  int64_t group_bytes() const {
-    return (value_floats + bias_floats) * sizeof(float) + value_floats * sizeof(Entry) + starts * sizeof(int32_t);
+  // The sums of each group, and where those of each (chunk, tile) begin.
+  int64_t bytes(const sk_csr& w) const {
+    return split.groups * (value_floats + bias_floats) * sizeof(float) + chunks * w.tiles * sizeof(int32_t);
   }
 };
 
@@ -413,7 +407,7 @@ void backward(const sk_csr& w, const T* values, const sk_matrix& grad, const sk_
   const int stride = panel_stride(grad.batch);
   const int64_t width = tile_width(w), t_width = tile_width(wt);
   const auto value_sums = [&](int64_t g) {
-    return reinterpret_cast<float*>(static_cast<char*>(workspace) + g * plan.group_bytes());
+    return static_cast<float*>(workspace) + g * (plan.value_floats + plan.bias_floats);
   };
   const auto bias_sums = [&](int64_t g) { return value_sums(g) + plan.value_floats; };
   int32_t* const sum_starts = reinterpret_cast<int32_t*>(value_sums(groups));  // of each (chunk, tile): the same in all groups
@@ -421,17 +415,18 @@ void backward(const sk_csr& w, const T* values, const sk_matrix& grad, const sk_
   const auto column = [&](int64_t tile) { return min(tile * width, w.cols); };
 
   parallel_for(threads, groups * ranges, 4.0 * grad.batch * (w.nnz + w.rows), [&](int64_t begin, int64_t end) {
-    static thread_local Scratch g_scratch, x_scratch, grad_x_scratch;
+    static thread_local Scratch entry_scratch, start_scratch, g_scratch, x_scratch, grad_x_scratch;
     for (int64_t task = begin; task < end; task++) {
       const int64_t g = task / ranges, range = task % ranges;
       const int64_t t0 = first_tile(range), t1 = first_tile(range + 1), c0 = column(t0), c1 = column(t1);
       const int64_t first = g * plan.panels / groups, last = (g + 1) * plan.panels / groups;
-      Entry* const entries = reinterpret_cast<Entry*>(bias_sums(g) + plan.bias_floats);
-      int32_t* const starts = reinterpret_cast<int32_t*>(entries + plan.value_floats);
-      if (grad_x != nullptr) pack_transposed(w, wt, values, t0, t1, stride, entries, starts + t0 * wt.tiles);
-      float* const g_panel = g_scratch.floats(min(chunk, w.rows) * stride);
-      float* const x_panel = x_scratch.floats((c1 - c0) * stride);
-      float* const grad_x_panel = grad_x_scratch.floats((c1 - c0) * stride);
+      const int64_t first_entry = row_begin(wt, c0), count = row_begin(wt, c1) - first_entry;
+      Entry* const entries = entry_scratch.get<Entry>(grad_x ? count : 0) - first_entry;
+      int32_t* const starts = start_scratch.get<int32_t>((t1 - t0) * wt.tiles);
+      if (grad_x != nullptr) pack_transposed(w, wt, values, t0, t1, stride, entries, starts);
+      float* const g_panel = g_scratch.get<float>(min(chunk, w.rows) * stride);
+      float* const x_panel = x_scratch.get<float>((c1 - c0) * stride);
+      float* const grad_x_panel = grad_x_scratch.get<float>((c1 - c0) * stride);
       for (int64_t p = first; p < last; p++) {
         const Slice s = slice(grad.batch, p);
         // Sums stand in the order in which they are visited: range by range, chunk by chunk, tile by tile, row by row.
@@ -446,7 +441,7 @@ void backward(const sk_csr& w, const T* values, const sk_matrix& grad, const sk_
             for (int64_t i = r0 / t_width; grad_x != nullptr && i * t_width < r1; i++)
               for (int64_t t = t0; t < t1; t++) {
                 float* const y = grad_x_panel + (column(t) - c0) * stride;
-                linear_rows<nv(), T>(wt, entries + starts[t * wt.tiles + i], i, i + 1, column(t), column(t + 1),
+                linear_rows<nv(), T>(wt, entries + starts[(t - t0) * wt.tiles + i], i, i + 1, column(t), column(t + 1),
                                      g_panel - r0 * stride, nullptr, stride, y);
                 if (i + 1 == wt.tiles) unpack<T>(*grad_x, column(t), column(t + 1), s, y);
               }
@@ -488,12 +483,11 @@ void backward(const sk_csr& w, const T* values, const sk_matrix& grad, const sk_
 }  // namespace
 
 const CsrKernels csr_kernels = {
-    [](const sk_csr* w, int64_t batch, const sk_threads* threads) { return linear_workspace(*w, batch, threads->threads); },
-    [](const sk_csr* w, const void* values, const sk_matrix* x, const void* bias, const sk_matrix* y, void* workspace,
-       sk_dtype dtype, const sk_threads* threads) {
+    [](const sk_csr* w, const void* values, const sk_matrix* x, const void* bias, const sk_matrix* y, sk_dtype dtype,
+       const sk_threads* threads) {
       const auto run = [&](auto* typed) {
         using T = const std::remove_pointer_t<decltype(typed)>;
-        linear(*w, static_cast<T*>(values), *x, static_cast<T*>(bias), *y, workspace, *threads);
+        linear(*w, static_cast<T*>(values), *x, static_cast<T*>(bias), *y, *threads);
       };
       dtype == SK_BFLOAT16 ? run((bf16*)nullptr) : run((float*)nullptr);
     },

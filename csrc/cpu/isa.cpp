@@ -77,13 +77,9 @@ int sk_set_isa(const char* name) {
 
 double sk_fma_peak(double seconds) { return sk::isa().fma_peak(seconds); }
 
-int64_t sk_csr_linear_workspace(const sk_csr* w, int64_t batch, const sk_threads* threads) {
-  return sk::isa().csr->linear_workspace(w, batch, threads);
-}
-
 void sk_csr_linear(const sk_csr* w, const void* values, const sk_matrix* x, const void* bias, const sk_matrix* y,
-                   void* workspace, sk_dtype dtype, const sk_threads* threads) {
-  sk::isa().csr->linear(w, values, x, bias, y, workspace, dtype, threads);
+                   sk_dtype dtype, const sk_threads* threads) {
+  sk::isa().csr->linear(w, values, x, bias, y, dtype, threads);
 }
 
 int64_t sk_csr_linear_backward_workspace(const sk_csr* w, int64_t batch, const sk_threads* threads) {

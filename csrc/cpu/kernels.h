@@ -6,7 +6,6 @@
 namespace sk {
 
 struct CsrKernels {
-  decltype(&sk_csr_linear_workspace) linear_workspace;
   decltype(&sk_csr_linear) linear;
   decltype(&sk_csr_linear_backward_workspace) linear_backward_workspace;
   decltype(&sk_csr_linear_backward) linear_backward;

@@ -37,23 +37,26 @@ inline Slice slice(int64_t batch, int64_t p) {
   return {begin, count, int(ceil_div(count, kLanes) * kLanes), panel_stride(batch)};
 }
 
-// Memory of one thread, kept from call to call: at most a panel of x and a chunk of y, so they stay in its L2 cache.
+// Memory of one thread, kept from call to call. Fresh memory would cost page faults, and memory that another core wrote last
+// costs more to write than to compute what goes there.
 class Scratch {
  public:
-  float* floats(int64_t count) {
-    if (count > size_) {
+  template <class T>
+  T* get(int64_t count) {
+    const int64_t bytes = ceil_div(count * int64_t(sizeof(T)), 64) * 64;
+    if (bytes > bytes_) {
       free(data_);
-      size_ = ceil_div(count, 1024) * 1024;
-      data_ = static_cast<float*>(aligned_alloc(64, size_ * sizeof(float)));
+      data_ = aligned_alloc(64, bytes);
+      bytes_ = bytes;
       if (data_ == nullptr) abort();
     }
-    return data_;
+    return static_cast<T*>(data_);
   }
   ~Scratch() { free(data_); }
 
  private:
-  float* data_ = nullptr;
-  int64_t size_ = 0;
+  void* data_ = nullptr;
+  int64_t bytes_ = 0;
 };
 
 // panel[(f - begin) * s.stride + c] = m[batch s.begin + c, f] for features [begin, end); columns past s.count are zero.

@@ -67,8 +67,7 @@ Floats csr_linear(const Floats& x, const Floats& values, const std::vector<Ints>
   if (input.features != w.cols || values.size() != w.nnz) throw py::value_error("x must be [batch, in], values [nnz]");
   Floats y({input.batch, w.rows});
   const sk_matrix output = matrix(y);
-  const Workspace scratch(sk_csr_linear_workspace(&w, input.batch, &kOneThread));
-  sk_csr_linear(&w, values.data(), &input, nullptr, &output, scratch.data, SK_FLOAT32, &kOneThread);
+  sk_csr_linear(&w, values.data(), &input, nullptr, &output, SK_FLOAT32, &kOneThread);
   return y;
 }
 

@@ -122,9 +122,8 @@ inline Tensor empty_matrix(const Tensor& like, int64_t batch, int64_t features) 
 
 inline Tensor empty_vector(const Tensor& like, int64_t size) { return empty_strided(like, like.scalar_type(), {size}, {1}); }
 
-// Scratch memory for one call, 64-byte aligned. It is kept for the next one, a buffer per calling thread, at most 12 bytes per
-// nonzero of the largest layer and group of panels: fresh memory costs page faults and moves cache lines between cores, 5 to
-// 10 % of a training step.
+// Scratch memory for one call, 64-byte aligned. It is kept for the next one, a buffer per calling thread: fresh memory costs
+// page faults, 5 % of a training step.
 class Workspace {
  public:
   explicit Workspace(int64_t bytes) {

@@ -87,9 +87,7 @@ Tensor csr_linear(const Tensor& x, const Tensor& values, const std::optional<Ten
   if (y.numel() == 0) return y;
   const sk_matrix output = check.matrix("y", y, w.rows);
   const sk_threads threads = torch_threads();
-  const Workspace workspace(sk_csr_linear_workspace(&w, input.batch, &threads));
-  sk_csr_linear(&w, values.const_data_ptr(), &input, bias ? bias->const_data_ptr() : nullptr, &output, workspace.data(),
-                dtype, &threads);
+  sk_csr_linear(&w, values.const_data_ptr(), &input, bias ? bias->const_data_ptr() : nullptr, &output, dtype, &threads);
   return y;
 }
 

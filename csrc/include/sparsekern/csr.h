@@ -31,8 +31,8 @@ typedef struct {
 void sk_csr_derive(int64_t rows, int64_t cols, int64_t width, int64_t t_width, const int32_t* row_ptr,
                    const int32_t* col_idx, int32_t* tile_ptr, int32_t* t_tile_ptr, int32_t* t_slot);
 
-/* All products are deterministic: same input and thread count, same bits. Matrices must not overlap. A workspace is 64-byte
- * aligned; its size in bytes comes from the function named like its user. */
+/* All products are deterministic: same input and thread count, same bits. Matrices must not overlap. Each thread keeps scratch
+ * memory from call to call: a copy of its share of W, 8 bytes per nonzero, and some panels of 256 KB. */
 
 /* y = x W^T + bias.
  *   w       W [out, in]
@@ -40,9 +40,8 @@ void sk_csr_derive(int64_t rows, int64_t cols, int64_t width, int64_t t_width, c
  *   x       [batch, in] of `dtype`
  *   bias    w->rows numbers of `dtype`, or NULL
  *   y       [batch, out] of `dtype`, written */
-int64_t sk_csr_linear_workspace(const sk_csr* w, int64_t batch, const sk_threads* threads);
 void sk_csr_linear(const sk_csr* w, const void* values, const sk_matrix* x, const void* bias, const sk_matrix* y,
-                   void* workspace, sk_dtype dtype, const sk_threads* threads);
+                   sk_dtype dtype, const sk_threads* threads);
 
 /* The gradients of csr_linear, those that are asked for, in one pass over the gradient of y.
  *   w            W [out, in]
@@ -51,7 +50,8 @@ void sk_csr_linear(const sk_csr* w, const void* values, const sk_matrix* x, cons
  *   x            [batch, in] of `dtype`; may be NULL where grad_values is
  *   grad_x       [batch, in] of `dtype`, written: grad W. Or NULL
  *   grad_values  w->nnz numbers of `dtype`, written: sum over b of grad[b, row(k)] * x[b, col(k)]. Or NULL
- *   grad_bias    w->rows numbers of `dtype`, written: sum over b of grad[b, r]. Or NULL */
+ *   grad_bias    w->rows numbers of `dtype`, written: sum over b of grad[b, r]. Or NULL
+ *   workspace    sk_csr_linear_backward_workspace() bytes, 64-byte aligned */
 int64_t sk_csr_linear_backward_workspace(const sk_csr* w, int64_t batch, const sk_threads* threads);
 void sk_csr_linear_backward(const sk_csr* w, const void* values, const sk_matrix* grad, const sk_matrix* x,
                             const sk_matrix* grad_x, void* grad_values, void* grad_bias, void* workspace, sk_dtype dtype,
