@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -112,7 +114,12 @@ _stances: list[Any] = []
 
 
 def _run_eagerly() -> None:
-    _stances.append(_stances[0] if _stances else torch.compiler.set_stance("force_eager"))
+    if _stances:
+        _stances.append(_stances[0])
+    elif "torch._dynamo" in sys.modules:
+        _stances.append(torch.compiler.set_stance("force_eager"))
+    else:  # nothing is compiled, and to import the compiler takes seconds
+        _stances.append(contextlib.nullcontext())
 
 
 def _run_compiled() -> None:
