@@ -42,8 +42,8 @@ inline Slice slice(int64_t batch, int64_t p) {
 class Scratch {
  public:
   template <class T>
-  T* get(int64_t count) {
-    const int64_t bytes = ceil_div(count * int64_t(sizeof(T)), 64) * 64;
+  T* get(int64_t count) {  // never null, so that offsets into it are defined
+    const int64_t bytes = max<int64_t>(1, ceil_div(count * int64_t(sizeof(T)), 64)) * 64;
     if (bytes > bytes_) {
       free(data_);
       data_ = aligned_alloc(64, bytes);

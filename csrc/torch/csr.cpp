@@ -24,8 +24,11 @@ struct CsrPattern {
     if (row_ptr.numel() < 1) check.fail("row_ptr", "int32 [out + 1]", describe(row_ptr));
     check.tensor("col_idx", col_idx, ScalarType::Int, x, {-1});
     check.tensor("tile_ptr", tile_ptr, ScalarType::Int, x, {-1, out()});
+    // Entries address their operand by 32 bits: feature * 64 floats.
+    if (out() >= kMostFeatures) check.fail("row_ptr", "of fewer than 2^26 rows", describe(row_ptr));
     check.tensor("t_tile_ptr", t_tile_ptr, ScalarType::Int, x, {-1, -1});
     check.tensor("t_slot", t_slot, ScalarType::Int, x, {col_idx.numel()});
+    if (in() >= kMostFeatures) check.fail("t_tile_ptr", "of fewer than 2^26 columns", describe(t_tile_ptr));
     if (tile_ptr.size(0) < 2 || tile_ptr.size(0) - 1 < tiles(in(), kWidestTile))
       check.fail("tile_ptr", "int32 [tiles + 1, out] with tiles of at most 1024 columns", describe(tile_ptr));
     if (t_tile_ptr.size(0) < 2 || t_tile_ptr.size(0) - 1 < tiles(out(), kWidestTile))
@@ -46,7 +49,7 @@ struct CsrPattern {
             t_slot.const_data_ptr<int32_t>()};
   }
 
-  static constexpr int64_t kWidestTile = 1024;
+  static constexpr int64_t kWidestTile = 1024, kMostFeatures = int64_t(1) << 26;
   static int64_t tiles(int64_t size, int64_t width) { return size > width ? (size + width - 1) / width : 1; }
 
  private:

@@ -1,4 +1,4 @@
-"""The compiled library: where it is, whether it loaded, and the schema definitions that its kernels register under."""
+"""The compiled library: where it is, whether it loaded, and the schemas that its kernels register under."""
 
 from __future__ import annotations
 

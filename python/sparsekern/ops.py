@@ -17,16 +17,20 @@ NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 _NATIVE: dict[type[Pattern], Callable[[Tensor, Tensor, Tensor | None, Pattern], Tensor]] = {CSR: csr_linear}
 
 
-def linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None = None, *, backend: str = "auto") -> Tensor:
+def linear(
+    x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None = None, *, backend: str = "auto"
+) -> Tensor:
     """``y = x Wᵀ + b`` where the sparse ``W [out, in]`` holds ``values`` at the positions of ``pattern``.
 
     Args:
-        x: ``(..., in_features)``. A feature-major x (2-D, strides ``(1, batch)``) gives a feature-major y, with no transpose.
+        x: ``(..., in_features)``. A feature-major x (2-D, strides ``(1, batch)``) gives a feature-major y,
+            with no transpose.
         values: the nonzeros, of shape ``pattern.values_shape`` and x's dtype.
         pattern: where the nonzeros are, on x's device.
         bias: ``[out_features]`` or None.
-        backend: ``"native"`` (compiled kernels; float32 and bfloat16, accumulated in float32), ``"reference"`` (scatter to a
-            dense weight and ``torch.nn.functional.linear``; any dtype and device) or ``"auto"`` (native where it can run).
+        backend: ``"native"`` (compiled kernels; float32 and bfloat16, accumulated in float32),
+            ``"reference"`` (scatter to a dense weight and ``torch.nn.functional.linear``; any dtype and
+            device) or ``"auto"`` (native where it can run).
 
     Returns:
         ``(..., out_features)``, of x's dtype. Differentiable in x, values and bias, any number of times.
@@ -42,7 +46,9 @@ def linear(x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None = No
         x, values = x.to(dtype), values.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     if values.dtype != x.dtype or values.device != x.device:
-        raise ValueError(f"values must be {x.dtype} on {x.device} as x is, got {values.dtype} on {values.device}")
+        raise ValueError(
+            f"values must be {x.dtype} on {x.device} as x is, got {values.dtype} on {values.device}"
+        )
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
     reason = None if backend == "reference" else unavailable(x, pattern)

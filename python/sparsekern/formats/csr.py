@@ -1,13 +1,15 @@
 """Unstructured sparsity: compressed sparse rows (CSR), its pattern, its ops and their gradients.
 
-``y = x Wᵀ + b`` with ``W [out, in]`` given by ``values [nnz]`` at the pattern's positions, row by row. The ops
+``y = x Wᵀ + b`` with ``W [out, in]`` given by ``values [nnz]`` at the pattern's positions, row by row.
+The ops
 
-    ``csr_linear(x, values, bias, pattern) -> y``                          y  = x Wᵀ + b
-    ``csr_linear_backward_input(grad, values, pattern) -> grad_x``         dx = g W
-    ``csr_linear_backward_weight(grad, x, pattern) -> grad_values``        dW = gᵀ x, only where W has a value
-    ``csr_linear_backward(grad, x, values, pattern, need...)``             dx, dW and db = Σ g in one pass over g
+    ``csr_linear(x, values, bias, pattern) -> y``                      y  = x Wᵀ + b
+    ``csr_linear_backward_input(grad, values, pattern) -> grad_x``     dx = g W
+    ``csr_linear_backward_weight(grad, x, pattern) -> grad_values``    dW = gᵀ x, only where W has a value
+    ``csr_linear_backward(grad, x, values, pattern, need...)``         dx, dW and db = Σ g in one pass over g
 
-are closed under differentiation, so gradients of any order work. They take ``pattern`` as the list :meth:`CSR.tensors`.
+are closed under differentiation, so gradients of any order work. They take ``pattern`` as the list
+:meth:`CSR.tensors`.
 """
 
 from __future__ import annotations
@@ -37,11 +39,12 @@ class CSR(Pattern):
 
     Derived when built, for the kernels:
 
-    * ``tile_ptr`` int32 ``[tiles + 1, out]``: columns are cut into tiles of equal width, and row r's entries in tiles
-      ``t : u`` are ``tile_ptr[t, r] : tile_ptr[u, r]``. A tile of x stays in the L1 cache while all rows pass over it.
+    * ``tile_ptr`` int32 ``[tiles + 1, out]``: columns are cut into tiles of equal width, and row r's entries
+      in tiles ``t : u`` are ``tile_ptr[t, r] : tile_ptr[u, r]``. A tile of x stays in the L1 cache while all
+      rows pass over it.
     * ``t_tile_ptr`` int32 ``[row tiles + 1, in]``: the same of W transposed, for ``backward_input``.
-    * ``t_slot`` int32 ``[nnz]``: where each entry stands in W transposed, sorted by column tile, row tile, column and row. The
-      kernels transpose W as they read it, so values are stored once.
+    * ``t_slot`` int32 ``[nnz]``: where each entry stands in W transposed, sorted by column tile, row tile,
+      column and row. The kernels transpose W as they read it, so values are stored once.
     """
 
     format = "csr"
@@ -93,6 +96,7 @@ class CSR(Pattern):
 
     @classmethod
     def from_state(cls, shape: tuple[int, int], state: dict[str, Tensor]) -> CSR:
+        """The pattern of ``row_ptr`` and ``col_idx``, checked completely. Raises as the class does."""
         return cls(shape, state["row_ptr"], state["col_idx"])
 
     @classmethod
@@ -102,12 +106,15 @@ class CSR(Pattern):
 
     @property
     def values_shape(self) -> tuple[int, ...]:
+        """``(nnz,)``: the values stand row by row, as in ``col_idx``."""
         return (self.col_idx.numel(),)
 
     def flat_index(self) -> Tensor:
+        """int64 ``[nnz]``: ``row · in + column`` of each entry; ascending."""
         return self.row_idx() * self.shape[1] + self.col_idx
 
     def tensors(self) -> list[Tensor]:
+        """``[row_ptr, col_idx, tile_ptr, t_tile_ptr, t_slot]``: what the ops take as ``pattern``."""
         return [self.row_ptr, self.col_idx, self.tile_ptr, self.t_tile_ptr, self.t_slot]
 
     def _map(self, fn: Callable[[Tensor], Tensor]) -> CSR:
@@ -124,10 +131,12 @@ def _counts_to_ptr(counts: Tensor) -> Tensor:
 
 
 def tile_width(rows: int, cols: int, nnz: int) -> int:
-    """Columns per tile: the power of two, 128 to 1024, at which a row has at least 8 entries in a tile on average.
+    """Columns per tile.
 
-    128 columns × 64 batch floats are 32 KB, the L1 cache. Fewer entries per tile cost more than L1 misses: each row's
-    accumulators are loaded and stored once per tile.
+    The power of two, 128 to 1024, at which a row has at least 8 entries in a tile on average.
+
+    128 columns × 64 batch floats are 32 KB, the L1 cache. Fewer entries per tile cost more than L1 misses:
+    each row's accumulators are loaded and stored once per tile.
     """
     width = 128
     while width < 1024 and nnz * width < 8 * rows * cols:
@@ -136,7 +145,10 @@ def tile_width(rows: int, cols: int, nnz: int) -> int:
 
 
 def _tile_ptr(rows: Tensor, cols: Tensor, n_rows: int, n_cols: int, width: int) -> Tensor:
-    """int32 ``[tiles + 1, n_rows]``: where the entries of each row and column tile begin, if sorted by row, then column."""
+    """int32 ``[tiles + 1, n_rows]``: where the entries of each row and column tile begin.
+
+    For entries sorted by row, then column.
+    """
     tiles = max(1, -(-n_cols // width))
     bins = rows.long() * tiles + torch.div(cols, width, rounding_mode="floor")
     ptr = _counts_to_ptr(torch.bincount(bins, minlength=n_rows * tiles))
@@ -155,13 +167,19 @@ def _check_csr(shape: tuple[int, int], row_ptr: Tensor, col_idx: Tensor) -> None
         if not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous, got stride {tensor.stride()}")
     if row_ptr.numel() != out_features + 1:
-        raise ValueError(f"row_ptr must have out_features + 1 = {out_features + 1} elements, got {row_ptr.numel()}")
+        raise ValueError(
+            f"row_ptr must have out_features + 1 = {out_features + 1} elements, got {row_ptr.numel()}"
+        )
     if row_ptr.device != col_idx.device:
-        raise ValueError(f"row_ptr and col_idx must be on one device, got {row_ptr.device} and {col_idx.device}")
+        raise ValueError(
+            f"row_ptr and col_idx must be on one device, got {row_ptr.device} and {col_idx.device}"
+        )
     if row_ptr.device.type == "meta":
         return
     if int(row_ptr[0]) != 0 or int(row_ptr[-1]) != col_idx.numel():
-        raise ValueError(f"row_ptr must run from 0 to nnz = {col_idx.numel()}, got {int(row_ptr[0])} to {int(row_ptr[-1])}")
+        raise ValueError(
+            f"row_ptr must run from 0 to nnz = {col_idx.numel()}, got {int(row_ptr[0])} to {int(row_ptr[-1])}"
+        )
     falling = (row_ptr.diff() < 0).nonzero()
     if falling.numel():
         raise ValueError(f"row_ptr must not decrease, got a decrease after row {int(falling[0])}")
@@ -175,24 +193,29 @@ def _check_csr(shape: tuple[int, int], row_ptr: Tensor, col_idx: Tensor) -> None
     starts = row_ptr[1:-1].long()
     unsorted[starts[(starts > 0) & (starts < col_idx.numel())] - 1] = False
     if bool(unsorted.any()):
-        raise ValueError(f"col_idx must ascend strictly within each row, but entry {int(unsorted.nonzero()[0]) + 1} does not")
+        entry = int(unsorted.nonzero()[0]) + 1
+        raise ValueError(f"col_idx must ascend strictly within each row, but entry {entry} does not")
 
 
-# --- ops -------------------------------------------------------------------------------------------------------------
+# --- ops ----------------------------------------------------------------------------------------------------
 
 _OPS = torch.ops.sparsekern
 _NO_GRADS = [None] * 5  # what torch.library wants for the list `pattern`
 
-define("csr_derive(Tensor row_ptr, Tensor col_idx, int in_features, int width, int t_width) -> (Tensor, Tensor, Tensor)")
+define(
+    "csr_derive(Tensor row_ptr, Tensor col_idx, int in_features, int width, int t_width) "
+    "-> (Tensor, Tensor, Tensor)"
+)
 define("csr_linear(Tensor x, Tensor values, Tensor? bias, Tensor[] pattern) -> Tensor")
 define(
-    "csr_linear_backward(Tensor grad, Tensor x, Tensor values, Tensor[] pattern, bool need_x, bool need_values, "
-    "bool need_bias) -> (Tensor, Tensor, Tensor)"
+    "csr_linear_backward(Tensor grad, Tensor x, Tensor values, Tensor[] pattern, bool need_x, "
+    "bool need_values, bool need_bias) -> (Tensor, Tensor, Tensor)"
 )
 define("csr_linear_backward_input(Tensor grad, Tensor values, Tensor[] pattern) -> Tensor")
 define("csr_linear_backward_weight(Tensor grad, Tensor x, Tensor[] pattern) -> Tensor")
 
-_LINEAR = _OPS.csr_linear.default  # looked up once: it is on the path of every call
+# Looked up once: it is on the path of every call.
+_LINEAR: Callable[..., Tensor] = _OPS.csr_linear.default
 
 
 def csr_linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
@@ -200,10 +223,11 @@ def csr_linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern)
     x = strided(x)
     tensors = pattern.tensors()
     if torch.compiler.is_compiling():
-        return _OPS.csr_linear.default(x, values, bias, tensors)
+        return _LINEAR(x, values, bias, tensors)
     # The same op and gradients without torch.library's Python in between: 15 us per call instead of 55.
     if torch.is_grad_enabled():
-        return _Linear.apply(x, values, bias, tensors)
+        y: Tensor = _Linear.apply(x, values, bias, tensors)  # type: ignore[no-untyped-call]
+        return y
     with torch._C._AutoDispatchBelowAutograd():
         return _LINEAR(x, values, bias, tensors)
 
@@ -226,14 +250,16 @@ class _Linear(torch.autograd.Function):
             return _LINEAR(x, values, bias, pattern)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True: gradients of gradients are asked for
             return (*_linear_backward(ctx, grad)[:3], None)
         with torch._C._AutoDispatchBelowAutograd():
             return (*_linear_backward(ctx, grad)[:3], None)
 
 
-def _setup_linear(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, list[Tensor]], output: Tensor) -> None:
+def _setup_linear(
+    ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, list[Tensor]], output: Tensor
+) -> None:
     x, values, _, pattern = inputs
     ctx.save_for_backward(x, values)
     ctx.pattern = pattern
@@ -299,34 +325,32 @@ def _backward_weight_backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
     )
 
 
-for _op, _backward, _setup in (
-    ("csr_linear", _linear_backward, _setup_linear),
-    ("csr_linear_backward", _backward_backward, _setup_backward),
-    ("csr_linear_backward_input", _backward_input_backward, _setup_two),
-    ("csr_linear_backward_weight", _backward_weight_backward, _setup_two),
-):
-    torch.library.register_autograd(f"sparsekern::{_op}", _backward, setup_context=_setup)
-
-
 # What the ops return, for torch.compile. Layouts as in csrc/torch/common.h.
 
 
 def _empty_matrix(like: Tensor, features: int) -> Tensor:
-    """``[batch, features]`` in the layout of ``like``: feature-major (strides ``(1, batch)``) in, feature-major out."""
+    """``[batch, features]`` in the layout of ``like``.
+
+    Feature-major (strides ``(1, batch)``) in, feature-major out.
+    """
     batch = like.shape[0]
     if like.stride(0) == 1 and like.stride(1) != 1:
         return like.new_empty((features, batch)).t()
     return like.new_empty((batch, features))
 
 
-@torch.library.register_fake("sparsekern::csr_linear")
-def _(x: Tensor, values: Tensor, bias: Tensor | None, pattern: list[Tensor]) -> Tensor:
+def _empty_linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: list[Tensor]) -> Tensor:
     return _empty_matrix(x, pattern[0].shape[0] - 1)
 
 
-@torch.library.register_fake("sparsekern::csr_linear_backward")
-def _(
-    grad: Tensor, x: Tensor, values: Tensor, pattern: list[Tensor], need_x: bool, need_values: bool, need_bias: bool
+def _empty_backward(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    pattern: list[Tensor],
+    need_x: bool,
+    need_values: bool,
+    need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         _empty_matrix(grad, pattern[3].shape[1]) if need_x else grad.new_empty(0),
@@ -335,11 +359,19 @@ def _(
     )
 
 
-@torch.library.register_fake("sparsekern::csr_linear_backward_input")
-def _(grad: Tensor, values: Tensor, pattern: list[Tensor]) -> Tensor:
+def _empty_backward_input(grad: Tensor, values: Tensor, pattern: list[Tensor]) -> Tensor:
     return _empty_matrix(grad, pattern[3].shape[1])
 
 
-@torch.library.register_fake("sparsekern::csr_linear_backward_weight")
-def _(grad: Tensor, x: Tensor, pattern: list[Tensor]) -> Tensor:
+def _empty_backward_weight(grad: Tensor, x: Tensor, pattern: list[Tensor]) -> Tensor:
     return x.new_empty(pattern[1].shape)
+
+
+for _op, _backward, _setup, _empty in (
+    ("csr_linear", _linear_backward, _setup_linear, _empty_linear),
+    ("csr_linear_backward", _backward_backward, _setup_backward, _empty_backward),
+    ("csr_linear_backward_input", _backward_input_backward, _setup_two, _empty_backward_input),
+    ("csr_linear_backward_weight", _backward_weight_backward, _setup_two, _empty_backward_weight),
+):
+    torch.library.register_autograd(f"sparsekern::{_op}", _backward, setup_context=_setup)
+    torch.library.register_fake(f"sparsekern::{_op}", _empty)

@@ -15,9 +15,9 @@ P = TypeVar("P", bound="Pattern")
 class Pattern(ABC):
     """The positions of the nonzeros of a weight ``W [out, in]``: index tensors, never values.
 
-    A pattern is immutable: a mask update builds a new one. Its primary tensors (:meth:`state`) define it and are what
-    a ``state_dict`` holds; whatever else the kernels need (the transposed index, say) is derived from them when
-    the pattern is built, so a training step never builds an index.
+    A pattern is immutable: a mask update builds a new one. Its primary tensors (:meth:`state`) define it and
+    are what a ``state_dict`` holds; whatever else the kernels need (the transposed index, say) is derived
+    from them when the pattern is built, so a training step never builds an index.
     """
 
     format: ClassVar[str]
@@ -50,7 +50,7 @@ class Pattern(ABC):
 
     @abstractmethod
     def flat_index(self) -> Tensor:
-        """int64 tensor of :attr:`values_shape`: each value's position in the flattened ``[out·in]`` weight."""
+        """int64 of :attr:`values_shape`: each value's position in the flattened ``[out·in]`` weight."""
 
     @abstractmethod
     def _map(self: P, fn: Callable[[Tensor], Tensor]) -> P:
@@ -80,6 +80,7 @@ class Pattern(ABC):
 
     @property
     def device(self) -> torch.device:
+        """Where the index tensors are."""
         return self.tensors()[0].device
 
     @property
@@ -104,14 +105,20 @@ class Pattern(ABC):
         return dense.reshape(-1)[self.flat_index()]
 
     def scatter(self, values: Tensor) -> Tensor:
-        """The dense weight ``[out, in]`` with ``values`` at this pattern's positions and 0 elsewhere. Differentiable."""
+        """The dense weight ``[out, in]`` with ``values`` at this pattern's positions and 0 elsewhere.
+
+        Differentiable.
+        """
         if tuple(values.shape) != self.values_shape:
             raise ValueError(f"values must have shape {list(self.values_shape)}, got {list(values.shape)}")
         dense = values.new_zeros(self.shape[0] * self.shape[1])
         return dense.index_put((self.flat_index().reshape(-1),), values.reshape(-1)).view(self.shape)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(shape={self.shape}, nnz={self.nnz}, density={self.density:.4g}, device={self.device})"
+        return (
+            f"{type(self).__name__}(shape={self.shape}, nnz={self.nnz}, density={self.density:.4g}, "
+            f"device={self.device})"
+        )
 
 
 def check_mask(mask: Tensor) -> None:
@@ -123,15 +130,16 @@ def check_mask(mask: Tensor) -> None:
 
 
 def top_count(size: int, sparsity: float) -> int:
-    """How many of ``size`` entries stay at ``sparsity``: ``round(size · (1 − sparsity))``. Checks the range [0, 1)."""
+    """``round(size · (1 − sparsity))``: how many of ``size`` entries stay. Checks the range [0, 1)."""
     if not 0.0 <= sparsity < 1.0:
         raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
     return round(size * (1.0 - sparsity))
 
 
 def top_mask(scores: Tensor, count: int) -> Tensor:
-    """Bool tensor that marks the ``count`` largest ``scores``; ties go to the lower flat index, so it is reproducible.
+    """Bool tensor that marks the ``count`` largest ``scores``.
 
+    Ties go to the lower flat index, so it is reproducible.
     A k-th value plus one comparison, not a sort: O(n), and exact where ``torch.topk`` leaves ties to chance.
     """
     if torch.isnan(scores).any():

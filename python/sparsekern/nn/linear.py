@@ -20,7 +20,8 @@ class SparseLinear(nn.Module):
         in_features: size of each input, ``(..., in_features)``.
         out_features: size of each output, ``(..., out_features)``.
         bias: whether to add a learned ``[out_features]`` bias.
-        sparsity: fraction of zeros, in [0, 1); ``round(out · in · (1 − sparsity))`` random positions are kept.
+        sparsity: fraction of zeros, in [0, 1); ``round(out · in · (1 − sparsity))`` random positions are
+            kept.
         format: the sparsity format, ``"csr"``.
         device, dtype: as in ``torch.nn.Linear``.
         generator: draws the positions and the initial values; a CPU generator.
@@ -31,8 +32,9 @@ class SparseLinear(nn.Module):
         pattern: where the nonzeros are. Replace it with :meth:`set_pattern`.
         backend: which kernels run, see :func:`sparsekern.linear`; ``"auto"``.
 
-    Initial values are uniform in ±1/√(density · in), the bias in ±1/√(in): ``nn.Linear``'s rule with the fan-in that
-    is left, so that activations keep their variance (Evci et al., "The Difficulty of Training Sparse Neural Networks").
+    Initial values are uniform in ±1/√(density · in), the bias in ±1/√(in): ``nn.Linear``'s rule with the
+    fan-in that is left, so that activations keep their variance (Evci et al., "The Difficulty of Training
+    Sparse Neural Networks").
 
     >>> layer = SparseLinear(1024, 4096, sparsity=0.9)
     >>> layer(torch.randn(8, 1024)).shape
@@ -64,7 +66,8 @@ class SparseLinear(nn.Module):
         del scores
         values = torch.empty(pattern.values_shape, dtype=dtype or torch.get_default_dtype())
         bias_value = torch.empty(out_features, dtype=values.dtype) if bias else None
-        values.uniform_(-1.0, 1.0, generator=generator).mul_(1.0 / math.sqrt(max(pattern.density * in_features, 1.0)))
+        fan_in = max(pattern.density * in_features, 1.0)
+        values.uniform_(-1.0, 1.0, generator=generator).mul_(1.0 / math.sqrt(fan_in))
         if bias_value is not None:
             bias_value.uniform_(-1.0, 1.0, generator=generator).mul_(1.0 / math.sqrt(in_features))
         self._init(pattern, values, bias_value)
@@ -80,9 +83,16 @@ class SparseLinear(nn.Module):
 
     @classmethod
     def from_dense(
-        cls, linear: nn.Linear, *, sparsity: float | None = None, mask: Tensor | None = None, format: str = "csr"
+        cls,
+        linear: nn.Linear,
+        *,
+        sparsity: float | None = None,
+        mask: Tensor | None = None,
+        format: str = "csr",
     ) -> SparseLinear:
-        """The sparse copy of a dense layer: keeps the largest magnitudes at ``sparsity``, or the positions of ``mask``.
+        """The sparse copy of a dense layer.
+
+        It keeps the largest magnitudes at ``sparsity``, or the positions of ``mask``.
 
         Args:
             linear: the layer to copy; it is left as it is.
@@ -91,7 +101,9 @@ class SparseLinear(nn.Module):
             format: the sparsity format.
         """
         if (sparsity is None) == (mask is None):
-            raise ValueError(f"exactly one of sparsity and mask must be given, got sparsity={sparsity}, mask={mask}")
+            raise ValueError(
+                f"exactly one of sparsity and mask must be given, got sparsity={sparsity}, mask={mask}"
+            )
         kind = pattern_type(format)
         weight = linear.weight.detach()
         if mask is None:
@@ -101,21 +113,25 @@ class SparseLinear(nn.Module):
             raise ValueError(f"mask must have shape {list(weight.shape)}, got {list(mask.shape)}")
         pattern = kind.from_mask(mask.to(weight.device))
         layer = cls.__new__(cls)
-        layer._init(pattern, pattern.gather(weight), None if linear.bias is None else linear.bias.detach().clone())
+        bias = None if linear.bias is None else linear.bias.detach().clone()
+        layer._init(pattern, pattern.gather(weight), bias)
         layer.values.requires_grad_(linear.weight.requires_grad)
         layer.train(linear.training)
         return layer
 
     @property
     def in_features(self) -> int:
+        """Size of each input."""
         return self.pattern.shape[1]
 
     @property
     def out_features(self) -> int:
+        """Size of each output."""
         return self.pattern.shape[0]
 
     @property
     def format(self) -> str:
+        """The pattern's format, e.g. ``"csr"``."""
         return self.pattern.format
 
     @property
@@ -145,8 +161,9 @@ class SparseLinear(nn.Module):
     def set_pattern(self, pattern: Pattern | Tensor, values: Tensor | None = None) -> None:
         """Change where the nonzeros are. Values at positions in both patterns survive; new ones start at 0.
 
-        The parameter ``values`` stays the same object, so an optimizer keeps it; its gradient is dropped. Where nnz is the
-        same its storage stays too. Optimizer state is carried along by the methods of :mod:`sparsekern.training`.
+        The parameter ``values`` stays the same object, so an optimizer keeps it; its gradient is dropped.
+        Where nnz is the same its storage stays too. Optimizer state is carried along by the methods of
+        :mod:`sparsekern.training`.
 
         Args:
             pattern: a pattern of any format this layer can take, or a bool mask ``[out, in]``.
@@ -172,8 +189,8 @@ class SparseLinear(nn.Module):
             self.values.data = values.to(self.values.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
-        # Module.to(), .cuda() and the like act through _apply; their fn leaves the dtype of integer tensors alone.
-        super()._apply(fn, recurse)
+        # Module.to(), .cuda() and the like act through _apply; their fn leaves the dtype of integers alone.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.pattern = self.pattern._map(fn)
         return self
 
@@ -192,23 +209,22 @@ class SparseLinear(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        names = self.pattern.state_names
-        present = [name for name in names if prefix + name in state_dict]
-        index = {name: state_dict.pop(prefix + name) for name in present}
-        try:
-            if present and len(present) == len(names):
-                self._load_pattern(index, state_dict.get(prefix + "values"), prefix)
-            elif strict or present:
-                missing_keys.extend(prefix + name for name in names if name not in present)
-        except (ValueError, TypeError) as error:
-            # Leave this layer as it was: torch collects the messages of all layers and raises them as one error.
-            error_msgs.append(f"{prefix}pattern is refused: {error}")
-            state_dict = {k: v for k, v in state_dict.items() if not k.startswith(prefix)}
-            state_dict.update({prefix + k: p.data for k, p in self._parameters.items() if p is not None})
+        keys = {prefix + name: name for name in self.pattern.state_names}
+        index = {name: state_dict[key] for key, name in keys.items() if key in state_dict}
+        rest = {key: tensor for key, tensor in state_dict.items() if key not in keys}
+        if len(index) == len(keys):
+            try:
+                self._load_pattern(index, rest.get(prefix + "values"), prefix)
+            except (ValueError, TypeError) as error:
+                # torch collects the messages of all layers and raises them as one error. This layer loads its
+                # own parameters, so it stays as it was.
+                error_msgs.append(f"{prefix}pattern is refused: {error}")
+                rest = {prefix + name: parameter for name, parameter in self.named_parameters(recurse=False)}
+        elif strict or index:
+            missing_keys.extend(key for key, name in keys.items() if name not in index)
         super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+            rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        state_dict.update({prefix + name: tensor for name, tensor in index.items()})
 
     def _load_pattern(self, index: dict[str, Tensor], values: Tensor | None, prefix: str) -> None:
         """Take over a checked pattern, and make room for its values."""
@@ -216,21 +232,27 @@ class SparseLinear(nn.Module):
         index = {name: tensor.to(device) for name, tensor in index.items()}
         pattern = type(self.pattern).from_state(self.pattern.shape, index)
         if values is not None and tuple(values.shape) != pattern.values_shape:
-            raise ValueError(f"{prefix}values must have shape {list(pattern.values_shape)}, got {list(values.shape)}")
+            raise ValueError(
+                f"{prefix}values must have shape {list(pattern.values_shape)}, got {list(values.shape)}"
+            )
         self.pattern = pattern
         if tuple(self.values.shape) != pattern.values_shape:
             self.values.data = self.values.data.new_zeros(pattern.values_shape)
             self.values.grad = None
 
     def extra_repr(self) -> str:
+        """What ``print(layer)`` shows."""
         return (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"format={self.format}, sparsity={1.0 - self.density:.4g}"
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, format={self.format}, sparsity={1.0 - self.density:.4g}"
         )
 
 
 def move_values(old: Pattern, new: Pattern, values: Tensor) -> Tensor:
-    """``values`` of pattern ``old`` at the positions of ``new``: survivors keep theirs, new positions are 0. O(nnz) memory."""
+    """``values`` of pattern ``old`` at the positions of ``new``.
+
+    Survivors keep theirs, new positions are 0. O(nnz) memory.
+    """
     old_index, new_index = old.flat_index().reshape(-1), new.flat_index().reshape(-1)
     moved = values.new_zeros(new_index.shape)
     if old_index.numel() and new_index.numel():

@@ -1,0 +1,131 @@
+// Random CSR products against a plain loop in float64, for builds with sanitizers: every ISA of this CPU, 1 to 5 threads, both
+// layouts, padded strides, exact-size buffers.  csr_random SEED CASES
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "sparsekern/csr.h"
+
+namespace {
+
+std::mt19937 rng;
+int uniform(int low, int high) { return low + int(rng() % unsigned(high - low + 1)); }
+float number() { return std::uniform_real_distribution<float>(-1.0f, 1.0f)(rng); }
+
+int thread_count = 1;
+void parallel_for(int64_t n, sk_parallel_body body, void* context) {
+  const int64_t each = (n + thread_count - 1) / thread_count;
+  std::vector<std::thread> pool;
+  for (int64_t begin = each; begin < n; begin += each)
+    pool.emplace_back([=] { body(begin, std::min(n, begin + each), context); });
+  body(0, std::min(n, each), context);
+  for (std::thread& thread : pool) thread.join();
+}
+
+struct Matrix {
+  std::unique_ptr<float[]> data;
+  sk_matrix view;
+  Matrix(int batch, int features, bool feature_major, int padding) {
+    const int64_t inner = feature_major ? batch : features, outer = feature_major ? features : batch;
+    const int64_t stride = std::max<int64_t>(2, inner + padding), size = (outer - 1) * stride + inner;
+    data.reset(new float[size]);
+    for (int64_t i = 0; i < size; i++) data[i] = number();
+    view = {data.get(), batch, features, feature_major ? 1 : stride, feature_major ? stride : 1};
+  }
+  float at(int64_t b, int64_t f) const { return data[b * view.stride_batch + f * view.stride_feature]; }
+};
+
+int64_t tile_width(int64_t rows, int64_t cols, int64_t nnz) {  // as in formats/csr.py
+  int64_t width = 128;
+  while (width < 1024 && nnz * width < 8 * rows * cols) width *= 2;
+  return width;
+}
+
+// The largest error, relative to the sum of the absolute values of what was added up.
+double run_case() {
+  const char* isas[] = {"generic", "avx2", "avx512"};
+  sk_set_isa(isas[uniform(0, 2)]);  // one that this CPU lacks leaves the choice as it is
+  thread_count = uniform(1, 5);
+  const int rows = uniform(1, uniform(0, 5) ? 300 : 2000), cols = uniform(1, uniform(0, 5) ? 300 : 2600);
+  const int batch = uniform(1, uniform(0, 3) ? 80 : 400);
+  const double densities[] = {0.0, 0.01, 0.05, 0.1, 0.3, 1.0}, density = densities[uniform(0, 5)];
+  std::vector<int32_t> row_ptr = {0}, columns;
+  for (int r = 0; r < rows; r++) {
+    if (uniform(0, 9) > 0)
+      for (int c = 0; c < cols; c++)
+        if (std::uniform_real_distribution<double>()(rng) < density) columns.push_back(c);
+    row_ptr.push_back(int32_t(columns.size()));
+  }
+  const int64_t nnz = int64_t(columns.size()), width = tile_width(rows, cols, nnz);
+  const int64_t tiles = (cols + width - 1) / width, t_tiles = (rows + width - 1) / width;
+  const auto ints = [](int64_t n) { return std::unique_ptr<int32_t[]>(new int32_t[n]); };
+  const auto floats = [](int64_t n) {
+    std::unique_ptr<float[]> values(new float[n]);
+    for (int64_t i = 0; i < n; i++) values[i] = number();
+    return values;
+  };
+  auto col_idx = ints(nnz), tile_ptr = ints((tiles + 1) * rows), t_tile_ptr = ints((t_tiles + 1) * cols), slot = ints(nnz);
+  std::copy(columns.begin(), columns.end(), col_idx.get());
+  sk_csr_derive(rows, cols, width, width, row_ptr.data(), col_idx.get(), tile_ptr.get(), t_tile_ptr.get(), slot.get());
+  const sk_csr w = {rows,    cols,          nnz,            tiles,           t_tiles,
+                    col_idx.get(), tile_ptr.get(), t_tile_ptr.get(), slot.get()};
+  const sk_threads threads = {thread_count, parallel_for};
+  const bool feature_major = uniform(0, 1), with_bias = uniform(0, 1);
+  const Matrix x(batch, cols, feature_major, uniform(0, 3)), grad(batch, rows, feature_major, uniform(0, 3));
+  Matrix y(batch, rows, feature_major, uniform(0, 3)), grad_x(batch, cols, feature_major, uniform(0, 3));
+  const auto values = floats(nnz), bias = floats(rows);
+  auto grad_values = floats(nnz), grad_bias = floats(rows);
+
+  sk_csr_linear(&w, values.get(), &x.view, with_bias ? bias.get() : nullptr, &y.view, SK_FLOAT32, &threads);
+  const int64_t bytes = (sk_csr_linear_backward_workspace(&w, batch, &threads) + 63) / 64 * 64;
+  std::unique_ptr<void, decltype(&free)> workspace(aligned_alloc(64, bytes), &free);
+  sk_csr_linear_backward(&w, values.get(), &grad.view, &x.view, &grad_x.view, grad_values.get(), grad_bias.get(),
+                         workspace.get(), SK_FLOAT32, &threads);
+
+  double worst = 0.0;
+  const auto compare = [&](double got, double sum, double magnitude) {
+    worst = std::max(worst, std::isfinite(got) ? std::fabs(got - sum) / (magnitude + 1e-30) : 1.0);
+  };
+  std::vector<double> dx(int64_t(batch) * cols), dx_size(dx), dw(nnz), dw_size(dw);
+  for (int b = 0; b < batch; b++)
+    for (int r = 0; r < rows; r++) {
+      double sum = with_bias ? bias[r] : 0.0, size = std::fabs(sum);
+      for (int32_t k = row_ptr[r]; k < row_ptr[r + 1]; k++) {
+        const int64_t c = columns[k], i = int64_t(b) * cols + c;
+        const double term = double(values[k]) * x.at(b, c), to_x = double(grad.at(b, r)) * values[k];
+        const double to_w = double(grad.at(b, r)) * x.at(b, c);
+        sum += term, size += std::fabs(term);
+        dx[i] += to_x, dx_size[i] += std::fabs(to_x);
+        dw[k] += to_w, dw_size[k] += std::fabs(to_w);
+      }
+      compare(y.at(b, r), sum, size);
+    }
+  for (int b = 0; b < batch; b++)
+    for (int c = 0; c < cols; c++) compare(grad_x.at(b, c), dx[int64_t(b) * cols + c], dx_size[int64_t(b) * cols + c]);
+  for (int64_t k = 0; k < nnz; k++) compare(grad_values[k], dw[k], dw_size[k]);
+  for (int r = 0; r < rows; r++) {
+    double sum = 0.0, size = 0.0;
+    for (int b = 0; b < batch; b++) sum += grad.at(b, r), size += std::fabs(grad.at(b, r));
+    compare(grad_bias[r], sum, size);
+  }
+  if (worst > 1e-4)  // float32 sums of at most 2600 terms in any order: 2600 * 2^-24 = 1.6e-4 of the magnitudes at the very worst
+    printf("isa %s, %d x %d, batch %d, density %g, %s-major, %d threads: error %g\n", sk_isa(), rows, cols, batch, density,
+           feature_major ? "feature" : "batch", thread_count, worst);
+  return worst;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  rng.seed(argc > 1 ? unsigned(atoi(argv[1])) : 0u);
+  double worst = 0.0;
+  for (int i = 0; i < (argc > 2 ? atoi(argv[2]) : 50); i++) worst = std::max(worst, run_case());
+  printf("worst error %g\n", worst);
+  return worst > 1e-4;
+}

@@ -1,0 +1,46 @@
+"""The CPU kernels under the compiler's sanitizers: no torch, no Python, every ISA of this CPU."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or ""
+X86 = platform.machine() in ("x86_64", "AMD64")
+ISA_FLAGS = {"generic": [], **({"avx2": ["-march=x86-64-v3"], "avx512": ["-march=x86-64-v4"]} if X86 else {})}
+
+
+@pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler")
+@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
+def test_random_products(sanitizers: str, tmp_path: Path) -> None:
+    flags = ["-std=c++17", "-O1", "-g", "-Wno-psabi", "-pthread", f"-fsanitize={sanitizers}"]
+    flags += ["-fno-sanitize-recover=all", f"-I{ROOT}/csrc/include"]
+    sources = [("", ROOT / f"csrc/cpu/{name}.cpp") for name in ("isa", "csr_pattern")]
+    sources += [("", ROOT / "tests/cpp/csr_random.cpp")]
+    sources += [(isa, ROOT / f"csrc/cpu/{name}.cpp") for isa in ISA_FLAGS for name in ("csr", "peak")]
+
+    def compile_one(job: tuple[str, Path]) -> Path:
+        isa, source = job
+        target = tmp_path / f"{source.stem}{isa}.o"
+        options = [f"-DSK_ISA={isa}", *ISA_FLAGS[isa]] if isa else []
+        subprocess.run([COMPILER, *flags, *options, "-c", source, "-o", target], check=True)
+        return target
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, sources))
+    program = tmp_path / "csr_random"
+    linked = subprocess.run([COMPILER, *flags, *objects, "-o", program], capture_output=True, text=True)
+    if linked.returncode and "cannot find" in linked.stderr:
+        pytest.skip(f"the compiler lacks the runtime of -fsanitize={sanitizers}")
+    assert linked.returncode == 0, linked.stderr
+    seed = random.randrange(2**31)
+    run = subprocess.run([program, str(seed), "40"], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, f"seed {seed}\n{run.stdout}{run.stderr}"
