@@ -30,7 +30,9 @@ struct Slice {
   int width, stride;
 };
 
-inline int panel_stride(int64_t batch) { return int(min<int64_t>(kPanel, ceil_div(batch, kLanes) * kLanes)); }
+inline int panel_stride(int64_t batch) {
+  return int(min<int64_t>(kPanel, max<int64_t>(1, ceil_div(batch, kLanes)) * kLanes));
+}
 
 inline Slice slice(int64_t batch, int64_t p) {
   const int64_t begin = p * kPanel, count = min<int64_t>(kPanel, batch - begin);

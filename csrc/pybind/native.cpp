@@ -46,16 +46,23 @@ struct Workspace {
 
 sk_matrix matrix(const Floats& a) {
   if (a.ndim() != 2) throw py::value_error("x and grad must be float32 [batch, features]");
-  return {const_cast<float*>(a.data()), a.shape(0), a.shape(1), a.shape(1) > 1 ? a.shape(1) : 2, 1};
+  const int64_t batch = a.shape(0), features = a.shape(1);
+  float* data = const_cast<float*>(a.data());
+  if (features > 1) return {data, batch, features, features, 1};
+  return {data, batch, features, 1, batch > 1 ? batch : 2};  // one column: exactly one stride may be 1
 }
 
 // The list that CSR.tensors() makes, as arrays.
 sk_csr csr(const std::vector<Ints>& pattern) {
-  if (pattern.size() != 5) throw py::value_error("pattern must be the 5 arrays of CSR.tensors()");
-  const Ints &col_idx = pattern[1], &tile_ptr = pattern[2], &t_tile_ptr = pattern[3], &t_slot = pattern[4];
-  if (tile_ptr.ndim() != 2 || t_tile_ptr.ndim() != 2 || tile_ptr.shape(0) < 2 || t_tile_ptr.shape(0) < 2 ||
-      t_slot.size() != col_idx.size())
-    throw py::value_error("pattern must be the 5 arrays of CSR.tensors()");
+  const auto require = [](bool ok) {
+    if (!ok) throw py::value_error("pattern must be the 5 arrays of CSR.tensors()");
+  };
+  require(pattern.size() == 5);
+  const Ints &row_ptr = pattern[0], &col_idx = pattern[1], &tile_ptr = pattern[2], &t_tile_ptr = pattern[3],
+             &t_slot = pattern[4];
+  require(tile_ptr.ndim() == 2 && t_tile_ptr.ndim() == 2 && tile_ptr.shape(0) >= 2 && t_tile_ptr.shape(0) >= 2);
+  require(row_ptr.size() == tile_ptr.shape(1) + 1 && row_ptr.data()[row_ptr.size() - 1] == col_idx.size());
+  require(t_slot.size() == col_idx.size());
   return {tile_ptr.shape(1), t_tile_ptr.shape(1), col_idx.size(),    tile_ptr.shape(0) - 1, t_tile_ptr.shape(0) - 1,
           col_idx.data(),    tile_ptr.data(),     t_tile_ptr.data(), t_slot.data()};
 }

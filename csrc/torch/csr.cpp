@@ -24,15 +24,18 @@ struct CsrPattern {
     if (row_ptr.numel() < 1) check.fail("row_ptr", "int32 [out + 1]", describe(row_ptr));
     check.tensor("col_idx", col_idx, ScalarType::Int, x, {-1});
     check.tensor("tile_ptr", tile_ptr, ScalarType::Int, x, {-1, out()});
-    // Entries address their operand by 32 bits: feature * 64 floats.
-    if (out() >= kMostFeatures) check.fail("row_ptr", "of fewer than 2^26 rows", describe(row_ptr));
     check.tensor("t_tile_ptr", t_tile_ptr, ScalarType::Int, x, {-1, -1});
     check.tensor("t_slot", t_slot, ScalarType::Int, x, {col_idx.numel()});
+    // Entries address their operand by 32 bits: feature * 64 floats.
+    if (out() >= kMostFeatures) check.fail("row_ptr", "of fewer than 2^26 rows", describe(row_ptr));
     if (in() >= kMostFeatures) check.fail("t_tile_ptr", "of fewer than 2^26 columns", describe(t_tile_ptr));
-    if (tile_ptr.size(0) < 2 || tile_ptr.size(0) - 1 < tiles(in(), kWidestTile))
-      check.fail("tile_ptr", "int32 [tiles + 1, out] with tiles of at most 1024 columns", describe(tile_ptr));
-    if (t_tile_ptr.size(0) < 2 || t_tile_ptr.size(0) - 1 < tiles(out(), kWidestTile))
-      check.fail("t_tile_ptr", "int32 [tiles + 1, in] with tiles of at most 1024 rows", describe(t_tile_ptr));
+    tiled(check, "tile_ptr", tile_ptr, in(), "int32 [tiles + 1, out]");
+    tiled(check, "t_tile_ptr", t_tile_ptr, out(), "int32 [tiles + 1, in]");
+    if (x.is_cpu()) {
+      ends(check, "row_ptr", row_ptr);
+      if (out() > 0) ends(check, "tile_ptr", tile_ptr);
+      if (in() > 0) ends(check, "t_tile_ptr", t_tile_ptr);
+    }
   }
 
   int64_t out() const { return row_ptr.numel() - 1; }
@@ -49,12 +52,26 @@ struct CsrPattern {
             t_slot.const_data_ptr<int32_t>()};
   }
 
-  static constexpr int64_t kWidestTile = 1024, kMostFeatures = int64_t(1) << 26;
+  static constexpr int64_t kNarrowestTile = 128, kWidestTile = 1024, kMostFeatures = int64_t(1) << 26;
   static int64_t tiles(int64_t size, int64_t width) { return size > width ? (size + width - 1) / width : 1; }
 
  private:
   explicit CsrPattern(const std::vector<Tensor>& l)
       : row_ptr(l[0]), col_idx(l[1]), tile_ptr(l[2]), t_tile_ptr(l[3]), t_slot(l[4]) {}
+
+  // As many tiles as one of the widths gives: the kernels recover the width from their number.
+  static void tiled(const Checker& check, const char* name, const Tensor& ptr, int64_t size, const char* shape) {
+    for (int64_t width = kNarrowestTile; width <= kWidestTile; width *= 2)
+      if (ptr.size(0) - 1 == tiles(size, width)) return;
+    check.fail(name, std::string(shape) + " with tiles of 128, 256, 512 or 1024", describe(ptr));
+  }
+
+  // The last pointer is nnz. The other contents were checked when the pattern was built.
+  void ends(const Checker& check, const char* name, const Tensor& ptr) const {
+    const int64_t last = ptr.const_data_ptr<int32_t>()[ptr.numel() - 1];
+    if (last != col_idx.numel())
+      check.fail(name, "a pointer that ends at nnz = " + std::to_string(col_idx.numel()), std::to_string(last));
+  }
 };
 
 // tile_ptr, t_tile_ptr and t_slot of a checked pattern.
@@ -134,7 +151,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Checker& check, const Tensor& 
   Tensor grad_x = need_x ? empty_matrix(grad, g.batch, w.cols) : empty_vector(grad, 0);
   Tensor grad_values = empty_vector(grad, need_values ? w.nnz : 0);
   Tensor grad_bias = empty_vector(grad, need_bias ? w.rows : 0);
-  if (g.batch == 0) {
+  if (g.batch == 0 || w.rows == 0) {  // sums of nothing
+    torch::stable::zero_(grad_x);
     torch::stable::zero_(grad_values);
     torch::stable::zero_(grad_bias);
     return {grad_x, grad_values, grad_bias};

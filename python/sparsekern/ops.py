@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ._library import LOAD_ERROR, has_kernel
 from .formats import CSR, Pattern
@@ -41,14 +43,13 @@ def linear(
     out_features, in_features = pattern.shape
     if x.dim() == 0 or x.shape[-1] != in_features:
         raise ValueError(f"x must have shape (..., {in_features}), got {tuple(x.shape)}")
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, values = x.to(dtype), values.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-    if values.dtype != x.dtype or values.device != x.device:
-        raise ValueError(
-            f"values must be {x.dtype} on {x.device} as x is, got {values.dtype} on {values.device}"
-        )
+    if pattern.device != x.device:
+        raise ValueError(f"pattern must be on {x.device} as x is, got one on {pattern.device}")
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
+        x, values, bias = _autocast(x, values, bias)
+    _check_like("values", values, x, pattern.values_shape)
+    if bias is not None:
+        _check_like("bias", bias, x, (out_features,))
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
     reason = None if backend == "reference" else unavailable(x, pattern)
@@ -59,15 +60,34 @@ def linear(
     native = _NATIVE[type(pattern)]
     if x.dim() == 2:
         return native(x, values, bias, pattern)
-    return native(x.reshape(-1, in_features), values, bias, pattern).view(*x.shape[:-1], out_features)
+    batch = x.reshape(math.prod(x.shape[:-1]), in_features)
+    return native(batch, values, bias, pattern).view(*x.shape[:-1], out_features)
+
+
+def _autocast(x: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Cast as autocast does for a dense layer: floating-point tensors but float64."""
+    dtype = torch.get_autocast_dtype(x.device.type)
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
+
+    return cast(x), cast(values), None if bias is None else cast(bias)
+
+
+def _check_like(name: str, tensor: Tensor, x: Tensor, shape: tuple[int, ...]) -> None:
+    if tensor.shape != shape or tensor.dtype != x.dtype or tensor.device != x.device:
+        raise ValueError(
+            f"{name} must be {x.dtype} {list(shape)} on {x.device}, "
+            f"got {tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+        )
 
 
 def unavailable(x: Tensor, pattern: Pattern) -> str | None:
     """Why the native kernels cannot run on x, or None if they can."""
     if x.dtype not in NATIVE_DTYPES:
         return f"it takes {' or '.join(str(d) for d in NATIVE_DTYPES)}, got {x.dtype}"
-    if torch._C._are_functorch_transforms_active():
-        return "torch.func transforms (grad, vmap, ...) need ops made of torch's own"
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "torch.func transforms and forward-mode derivatives need ops made of torch's own"
     kind = x.device.type
     if kind in ("cpu", "meta"):
         return LOAD_ERROR

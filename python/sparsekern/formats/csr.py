@@ -14,6 +14,7 @@ are closed under differentiation, so gradients of any order work. They take ``pa
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -113,6 +114,11 @@ class CSR(Pattern):
         """int64 ``[nnz]``: ``row · in + column`` of each entry; ascending."""
         return self.row_idx() * self.shape[1] + self.col_idx
 
+    @property
+    def device(self) -> torch.device:
+        """Where the index tensors are."""
+        return self.row_ptr.device
+
     def tensors(self) -> list[Tensor]:
         """``[row_ptr, col_idx, tile_ptr, t_tile_ptr, t_slot]``: what the ops take as ``pattern``."""
         return [self.row_ptr, self.col_idx, self.tile_ptr, self.t_tile_ptr, self.t_slot]
@@ -180,7 +186,7 @@ def _check_csr(shape: tuple[int, int], row_ptr: Tensor, col_idx: Tensor) -> None
         raise ValueError(
             f"row_ptr must run from 0 to nnz = {col_idx.numel()}, got {int(row_ptr[0])} to {int(row_ptr[-1])}"
         )
-    falling = (row_ptr.diff() < 0).nonzero()
+    falling = (row_ptr[1:] < row_ptr[:-1]).nonzero()  # not diff(), which can overflow
     if falling.numel():
         raise ValueError(f"row_ptr must not decrease, got a decrease after row {int(falling[0])}")
     if col_idx.numel() == 0:
@@ -189,7 +195,7 @@ def _check_csr(shape: tuple[int, int], row_ptr: Tensor, col_idx: Tensor) -> None
     if low < 0 or high >= in_features:
         raise ValueError(f"col_idx must be in [0, {in_features}), got values from {low} to {high}")
     # A step down is allowed only where a row starts.
-    unsorted = col_idx.diff() <= 0
+    unsorted = col_idx[1:] <= col_idx[:-1]
     starts = row_ptr[1:-1].long()
     unsorted[starts[(starts > 0) & (starts < col_idx.numel())] - 1] = False
     if bool(unsorted.any()):
@@ -216,6 +222,7 @@ define("csr_linear_backward_weight(Tensor grad, Tensor x, Tensor[] pattern) -> T
 
 # Looked up once: it is on the path of every call.
 _LINEAR: Callable[..., Tensor] = _OPS.csr_linear.default
+_LINEAR_BACKWARD: Callable[..., tuple[Tensor, Tensor, Tensor]] = _OPS.csr_linear_backward.default
 
 
 def csr_linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
@@ -251,10 +258,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True: gradients of gradients are asked for
-            return (*_linear_backward(ctx, grad)[:3], None)
-        with torch._C._AutoDispatchBelowAutograd():
-            return (*_linear_backward(ctx, grad)[:3], None)
+        return (*_linear_backward(ctx, grad, below=not torch.is_grad_enabled())[:3], None)
 
 
 def _setup_linear(
@@ -265,10 +269,13 @@ def _setup_linear(
     ctx.pattern = pattern
 
 
-def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, values = ctx.saved_tensors
+def _linear_backward(ctx: Any, grad: Tensor, below: bool = False) -> tuple[Any, ...]:
+    """The gradients; ``below`` autograd where no gradients of gradients are asked for."""
+    x, values = ctx.saved_tensors  # not below: with checkpointing this runs the forward pass again
     need = ctx.needs_input_grad[:3]
-    gradients = _OPS.csr_linear_backward.default(strided(grad), x, values, ctx.pattern, *need)
+    grad = strided(grad)
+    with torch._C._AutoDispatchBelowAutograd() if below else contextlib.nullcontext():
+        gradients = _LINEAR_BACKWARD(grad, x, values, ctx.pattern, *need)
     return (*(g if needed else None for g, needed in zip(gradients, need, strict=True)), _NO_GRADS)
 
 
@@ -339,7 +346,14 @@ def _empty_matrix(like: Tensor, features: int) -> Tensor:
     return like.new_empty((batch, features))
 
 
+def _one_device(op: str, x: Tensor, pattern: list[Tensor]) -> None:
+    devices = {str(tensor.device) for tensor in pattern}
+    if devices != {str(x.device)}:
+        raise RuntimeError(f"sparsekern::{op}: pattern must be on {x.device}, got {sorted(devices)}")
+
+
 def _empty_linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: list[Tensor]) -> Tensor:
+    _one_device("csr_linear", x, pattern)
     return _empty_matrix(x, pattern[0].shape[0] - 1)
 
 
@@ -352,6 +366,7 @@ def _empty_backward(
     need_values: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _one_device("csr_linear_backward", grad, pattern)
     return (
         _empty_matrix(grad, pattern[3].shape[1]) if need_x else grad.new_empty(0),
         grad.new_empty(pattern[1].shape[0] if need_values else 0),
@@ -360,10 +375,12 @@ def _empty_backward(
 
 
 def _empty_backward_input(grad: Tensor, values: Tensor, pattern: list[Tensor]) -> Tensor:
+    _one_device("csr_linear_backward_input", grad, pattern)
     return _empty_matrix(grad, pattern[3].shape[1])
 
 
 def _empty_backward_weight(grad: Tensor, x: Tensor, pattern: list[Tensor]) -> Tensor:
+    _one_device("csr_linear_backward_weight", grad, pattern)
     return x.new_empty(pattern[1].shape)
 
 

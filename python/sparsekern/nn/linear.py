@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..formats import Pattern, pattern_type
+from ..formats.pattern import check_mask
 
 
 class SparseLinear(nn.Module):
@@ -61,18 +62,19 @@ class SparseLinear(nn.Module):
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
         kind = pattern_type(format)
-        scores = torch.rand((out_features, in_features), generator=generator)
+        scores = torch.rand(
+            (out_features, in_features), generator=generator, dtype=torch.float32, device="cpu"
+        )
         pattern = kind.from_mask(kind.prune(scores, sparsity))
         del scores
-        values = torch.empty(pattern.values_shape, dtype=dtype or torch.get_default_dtype())
-        bias_value = torch.empty(out_features, dtype=values.dtype) if bias else None
+        values = torch.empty(pattern.values_shape, dtype=dtype or torch.get_default_dtype(), device="cpu")
+        bias_value = torch.empty(out_features, dtype=values.dtype, device="cpu") if bias else None
         fan_in = max(pattern.density * in_features, 1.0)
         values.uniform_(-1.0, 1.0, generator=generator).mul_(1.0 / math.sqrt(fan_in))
         if bias_value is not None:
             bias_value.uniform_(-1.0, 1.0, generator=generator).mul_(1.0 / math.sqrt(in_features))
         self._init(pattern, values, bias_value)
-        if device is not None:
-            self.to(device)
+        self.to(torch.get_default_device() if device is None else device)
 
     def _init(self, pattern: Pattern, values: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -100,22 +102,26 @@ class SparseLinear(nn.Module):
             mask: bool ``[out, in]``. Exactly one of ``sparsity`` and ``mask`` must be given.
             format: the sparsity format.
         """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
         if (sparsity is None) == (mask is None):
-            raise ValueError(
-                f"exactly one of sparsity and mask must be given, got sparsity={sparsity}, mask={mask}"
-            )
+            got = "neither" if mask is None else "both"
+            raise ValueError(f"exactly one of sparsity and mask must be given, got {got}")
         kind = pattern_type(format)
         weight = linear.weight.detach()
         if mask is None:
             assert sparsity is not None
             mask = kind.prune(weight.abs(), sparsity)
-        elif mask.shape != weight.shape:
+        check_mask(mask)
+        if mask.shape != weight.shape:
             raise ValueError(f"mask must have shape {list(weight.shape)}, got {list(mask.shape)}")
         pattern = kind.from_mask(mask.to(weight.device))
         layer = cls.__new__(cls)
         bias = None if linear.bias is None else linear.bias.detach().clone()
         layer._init(pattern, pattern.gather(weight), bias)
         layer.values.requires_grad_(linear.weight.requires_grad)
+        if layer.bias is not None:
+            layer.bias.requires_grad_(linear.bias.requires_grad)
         layer.train(linear.training)
         return layer
 
@@ -172,7 +178,8 @@ class SparseLinear(nn.Module):
         Raises:
             ValueError: a pattern or values of the wrong shape; the layer stays as it was.
         """
-        if isinstance(pattern, Tensor):
+        if not isinstance(pattern, Pattern):
+            check_mask(pattern)
             pattern = type(self.pattern).from_mask(pattern.to(self.pattern.device))
         if pattern.shape != self.pattern.shape:
             raise ValueError(f"pattern must have shape {self.pattern.shape}, got {pattern.shape}")
@@ -186,12 +193,15 @@ class SparseLinear(nn.Module):
         if values.shape == self.values.shape:
             self.values.copy_(values)
         else:
-            self.values.data = values.to(self.values.dtype)
+            self.values.data = values.detach().to(self.values, copy=True)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
-        # Module.to(), .cuda() and the like act through _apply; their fn leaves the dtype of integers alone.
+        # Module.to(), .cuda(), .to_empty() and the like act through _apply. Of what fn does to tensors, only
+        # the move to another device is meant for the positions.
+        device = fn(torch.empty(0, dtype=torch.int32, device=self.pattern.device)).device
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.pattern = self.pattern._map(fn)
+        if self.pattern.device.type != "meta":  # from there, a state_dict brings them back
+            self.pattern = self.pattern.to(device)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -209,32 +219,35 @@ class SparseLinear(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        keys = {prefix + name: name for name in self.pattern.state_names}
-        index = {name: state_dict[key] for key, name in keys.items() if key in state_dict}
-        rest = {key: tensor for key, tensor in state_dict.items() if key not in keys}
-        if len(index) == len(keys):
+        # Index and values belong together: all of them are loaded, or none.
+        names = (*self.pattern.state_names, "values")
+        own = {prefix + name: parameter for name, parameter in self.named_parameters(recurse=False)}
+        rest = {key: tensor for key, tensor in state_dict.items() if key[len(prefix) :] not in names[:-1]}
+        missing = [prefix + name for name in names if prefix + name not in state_dict]
+        if not missing:
             try:
-                self._load_pattern(index, rest.get(prefix + "values"), prefix)
+                self._load_pattern({name: state_dict[prefix + name] for name in names})
             except (ValueError, TypeError) as error:
-                # torch collects the messages of all layers and raises them as one error. This layer loads its
-                # own parameters, so it stays as it was.
+                # torch collects the messages of all layers and raises them as one error.
                 error_msgs.append(f"{prefix}pattern is refused: {error}")
-                rest = {prefix + name: parameter for name, parameter in self.named_parameters(recurse=False)}
-        elif strict or index:
-            missing_keys.extend(key for key, name in keys.items() if name not in index)
+                rest = own  # this layer loads its own parameters: it stays as it was
+        else:
+            missing_keys.extend(missing)
+            partial = len(missing) < len(names)
+            rest = own if partial else {**rest, prefix + "values": self.values}
         super()._load_from_state_dict(
             rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
-    def _load_pattern(self, index: dict[str, Tensor], values: Tensor | None, prefix: str) -> None:
+    def _load_pattern(self, state: dict[str, Tensor]) -> None:
         """Take over a checked pattern, and make room for its values."""
-        device = self.values.device
-        index = {name: tensor.to(device) for name, tensor in index.items()}
-        pattern = type(self.pattern).from_state(self.pattern.shape, index)
-        if values is not None and tuple(values.shape) != pattern.values_shape:
-            raise ValueError(
-                f"{prefix}values must have shape {list(pattern.values_shape)}, got {list(values.shape)}"
-            )
+        values = state.pop("values")
+        # A copy, even on one device: what was checked must not change with a memory-mapped file.
+        device = values.device if self.values.is_meta else self.values.device
+        state = {name: tensor.to(device, copy=True).contiguous() for name, tensor in state.items()}
+        pattern = type(self.pattern).from_state(self.pattern.shape, state)
+        if tuple(values.shape) != pattern.values_shape:
+            raise ValueError(f"values must have shape {list(pattern.values_shape)}, got {list(values.shape)}")
         self.pattern = pattern
         if tuple(self.values.shape) != pattern.values_shape:
             self.values.data = self.values.data.new_zeros(pattern.values_shape)

@@ -1,0 +1,1 @@
+"""The parts of `examples/train_vision.py`: data, runs, checkpoints, report."""

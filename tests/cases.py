@@ -1,0 +1,121 @@
+"""The matrix that all kernels are tested on: formats, shapes, batches, densities, layouts, products.
+
+A new format joins by one entry in :data:`MASKS`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sparsekern import Pattern
+from sparsekern.formats import pattern_type
+from tolerance import Exact
+from torch import Tensor
+
+
+def unstructured_mask(out_features: int, in_features: int, density: float) -> Tensor:
+    """Random positions. Between densities 0 and 1, one row and one column are full and a tenth is empty."""
+    mask = torch.rand(out_features, in_features) < density
+    if 0.0 < density < 1.0:
+        mask[torch.randint(out_features, ())] = True
+        mask[:, torch.randint(in_features, ())] = True
+        mask[torch.randperm(out_features)[: -(-out_features // 10)]] = False
+        mask[:, torch.randperm(in_features)[: -(-in_features // 10)]] = False
+    return mask
+
+
+MASKS: dict[str, Callable[[int, int, float], Tensor]] = {"csr": unstructured_mask}
+"""Format spec string to a random mask of that format."""
+
+SMALL_SHAPES = ((1, 1), (7, 5), (16, 16))
+MEDIUM_SHAPES = ((333, 129), (130, 1000), (1025, 257))
+LARGE_SHAPES = ((3000, 2000), (100, 5000))
+BATCHES = (0, 1, 2, 7, 8, 16, 17, 40, 63, 64, 65, 130, 300)
+DENSITIES = (0.0, 0.02, 0.1, 0.5, 1.0)
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def padded(matrix: Tensor) -> Tensor:
+    """``matrix`` as a view of a larger one that holds NaN elsewhere: reading the padding spoils a result."""
+    rows, columns = matrix.shape
+    frame = matrix.new_full((rows + 2, columns + 5), torch.nan)
+    frame[1:-1, 3:-2] = matrix
+    return frame[1:-1, 3:-2]
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "batch-major": lambda m: m,
+    "feature-major": lambda m: m.t().contiguous().t(),
+    "padded batch-major": padded,
+    "padded feature-major": lambda m: padded(m.t()).t(),
+}
+
+
+def random_pattern(format: str, shape: tuple[int, int], density: float) -> Pattern:
+    return pattern_type(format).from_mask(MASKS[format](*shape, density))
+
+
+def op(pattern: Pattern, product: str) -> Any:
+    """The op of a pattern's format, e.g. ``torch.ops.sparsekern.csr_linear`` for ``"linear"``."""
+    return getattr(torch.ops.sparsekern, f"{pattern.format}_{product}")
+
+
+@dataclass(frozen=True)
+class Case:
+    format: str
+    shape: tuple[int, int]
+    batch: int
+    density: float
+    dtype: torch.dtype
+    layout: str
+
+
+def cases(
+    shapes: Iterable[tuple[int, int]],
+    formats: Iterable[str] = tuple(MASKS),
+    layouts: Iterable[str] = tuple(LAYOUTS),
+    dtypes: Iterable[torch.dtype] = DTYPES,
+    sample: int | None = None,
+) -> Iterator[Case]:
+    """All cases, or only ``sample`` random batches and densities of each format, shape, dtype and layout."""
+    chosen = random.Random(torch.initial_seed())
+    for format, shape, dtype, layout in itertools.product(formats, shapes, dtypes, layouts):
+        rest = list(itertools.product(BATCHES, DENSITIES))
+        for batch, density in rest if sample is None else chosen.sample(rest, sample):
+            yield Case(format, shape, batch, density, dtype, layout)
+
+
+def check_products(case: Case) -> None:
+    """Every op of a format on random numbers, against dense products in float64."""
+    lay = LAYOUTS[case.layout]
+    out_features, in_features = case.shape
+    pattern = random_pattern(case.format, case.shape, case.density)
+    tensors = pattern.tensors()
+    x = lay(torch.randn(case.batch, in_features).to(case.dtype))
+    grad = lay(torch.randn(case.batch, out_features).to(case.dtype))
+    values = torch.randn(pattern.values_shape).to(case.dtype)
+    bias = torch.randn(out_features).to(case.dtype)
+    weight = pattern.scatter  # values to W, so that W of ones holds a 1 for each term
+
+    y = Exact(lambda x, v: x @ weight(v).t(), x, values)
+    y.check(op(pattern, "linear")(x, values, None, tensors), f"linear {case}")
+    y = Exact(lambda x, v, b: x @ weight(v).t() + b, x, values, bias)
+    y.check(op(pattern, "linear")(x, values, bias, tensors), f"linear with bias {case}")
+
+    grad_x = Exact(lambda g, v: g @ weight(v), grad, values)
+    grad_values = Exact(lambda g, x: pattern.gather(g.t() @ x), grad, x)
+    grad_bias = Exact(lambda g: g.sum(0), grad)
+    grad_x.check(op(pattern, "linear_backward_input")(grad, values, tensors), f"backward_input {case}")
+    grad_values.check(op(pattern, "linear_backward_weight")(grad, x, tensors), f"backward_weight {case}")
+    for need in itertools.product((True, False), repeat=3):
+        gradients = op(pattern, "linear_backward")(grad, x, values, tensors, *need)
+        for exact, got, needed in zip((grad_x, grad_values, grad_bias), gradients, need, strict=True):
+            if needed:
+                exact.check(got, f"backward, need {need}, {case}")
+            else:
+                assert got.numel() == 0

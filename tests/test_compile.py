@@ -1,0 +1,141 @@
+"""torch.compile and torch.export: whole graphs, any batch, no recompilation by mask updates."""
+
+import io
+
+import pytest
+import sparsekern as sk
+import torch
+from cases import MASKS
+from sparsekern.formats import pattern_type
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+formats = pytest.mark.parametrize("format", MASKS)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def make(format, bias=True):
+    return sk.SparseLinear(20, 30, bias, sparsity=0.7, format=format)
+
+
+def step(layer, x):
+    """y and all gradients."""
+    x = x.detach().requires_grad_()
+    y = layer(x)
+    return [y, *torch.autograd.grad(y.square().sum(), (x, *layer.parameters()))]
+
+
+def assert_same(compiled, eager, x):
+    assert all(torch.equal(a, b) for a, b in zip(step(compiled, x), step(eager, x), strict=True))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@formats
+def test_one_graph_serves_every_batch(format, bias):
+    layer = make(format, bias)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, backend=counter, fullgraph=True, dynamic=True)
+    for batch in (5, 2, 17, 64, 200):
+        assert_same(compiled, layer, torch.randn(batch, 20))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("shape", [(20,), (1, 20), (0, 20), (3, 4, 20)], ids=str)
+@formats
+def test_other_shapes(format, shape):
+    layer = make(format)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    assert_same(compiled, layer, torch.randn(shape))
+
+
+@formats
+def test_feature_major(format):
+    layer = make(format)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)
+    for batch in (5, 17):
+        x = torch.randn(20, batch).t()
+        assert_same(compiled, layer, x)
+        assert compiled(x).stride() == layer(x).stride() == (1, batch)
+
+
+@formats
+def test_a_new_pattern_of_equal_size_compiles_nothing(format):
+    layer = make(format)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, backend=counter, fullgraph=True)
+    x = torch.randn(8, 20)
+    for _ in range(3):
+        mask = pattern_type(format).prune(torch.rand(30, 20), 0.7)
+        layer.set_pattern(mask)
+        with torch.no_grad():
+            layer.values.normal_()
+        assert_same(compiled, layer, x)
+    assert counter.frame_count == 1
+
+
+@formats
+def test_a_new_pattern_of_another_size(format):
+    layer = make(format)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    x = torch.randn(8, 20)
+    for sparsity in (0.7, 0.5, 0.0):
+        layer.set_pattern(pattern_type(format).prune(torch.rand(30, 20), sparsity))
+        assert_same(compiled, layer, x)
+
+
+@formats
+def test_several_layers_share_one_graph(format):
+    model = nn.Sequential(make(format), nn.ReLU(), sk.SparseLinear(30, 10, sparsity=0.5, format=format))
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
+    for batch in (4, 9):
+        assert_same(compiled, model, torch.randn(batch, 20))
+    assert counter.frame_count == 1
+
+
+@formats
+def test_autocast(format):
+    layer = make(format)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    with torch.autocast("cpu"):
+        assert_same(compiled, layer, torch.randn(6, 20))
+        assert compiled(torch.randn(6, 20)).dtype == torch.bfloat16
+
+
+@formats
+def test_inductor(format):
+    """The layer alone: what a g++ at run time would compile around it is torch's own."""
+    layer = make(format)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True)
+    for batch in (4, 9):
+        assert_same(compiled, layer, torch.randn(batch, 20))
+        assert_same(compiled, layer, torch.randn(20, batch).t())
+
+
+@formats
+def test_float64_compiles_to_the_reference(format):
+    layer = make(format).double()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    assert_same(compiled, layer, torch.randn(6, 20, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@formats
+def test_export(format, strict):
+    layer = make(format)
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(layer, (torch.randn(4, 20),), dynamic_shapes=({0: batch},), strict=strict)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    for size in (2, 33):
+        x = torch.randn(size, 20)
+        assert torch.equal(program.module()(x), layer(x))
+        assert torch.equal(loaded(x), layer(x))

@@ -1,0 +1,214 @@
+"""Every product of every format against dense products in float64; determinism; what must never be read."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cases import (
+    DENSITIES,
+    DTYPES,
+    LARGE_SHAPES,
+    LAYOUTS,
+    MASKS,
+    MEDIUM_SHAPES,
+    SMALL_SHAPES,
+    Case,
+    cases,
+    check_products,
+    op,
+    padded,
+    random_pattern,
+)
+from sparsekern import _library
+
+pytestmark = pytest.mark.skipif(
+    _library.LOAD_ERROR is not None, reason=f"needs the native kernels: {_library.LOAD_ERROR}"
+)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SMALL_SHAPES, ids=str)
+@pytest.mark.parametrize("format", MASKS)
+def test_small(format, shape, dtype, layout):
+    for case in cases([shape], [format], [layout], [dtype]):
+        check_products(case)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", MEDIUM_SHAPES, ids=str)
+@pytest.mark.parametrize("format", MASKS)
+def test_medium(format, shape, dtype, layout):
+    for case in cases([shape], [format], [layout], [dtype], sample=8):
+        check_products(case)
+
+
+@pytest.mark.parametrize("shape", LARGE_SHAPES, ids=str)
+@pytest.mark.parametrize("format", MASKS)
+def test_large(format, shape):
+    for case in cases([shape], [format], ["batch-major", "feature-major"], sample=1):
+        check_products(case)
+
+
+@pytest.mark.parametrize("format", MASKS)
+def test_sizes_around_what_kernels_cut_by(format):
+    """Vectors, panels and tiles."""
+    chosen = random.Random(torch.initial_seed())
+    sizes = [size + off for size in (4, 8, 16, 32, 64, 128, 256, 512, 1024) for off in (-1, 0, 1)]
+    for _ in range(40):
+        shape = (chosen.choice(sizes), chosen.choice(sizes))
+        case = Case(
+            format,
+            shape,
+            chosen.choice(sizes[:18]),
+            chosen.choice(DENSITIES),
+            chosen.choice(DTYPES),
+            chosen.choice(list(LAYOUTS)),
+        )
+        check_products(case)
+
+
+def run(code, **environment):
+    """Run ``code`` in a new process: the ISA is chosen once, when the library is loaded."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+def test_every_isa(isa):
+    if isa == torch.ops.sparsekern.isa():
+        pytest.skip(f"{isa} is what all other tests run on")
+    result = run(
+        f"""
+import conftest, torch
+from cases import *
+torch.manual_seed(conftest.SEED)
+error = torch.ops.sparsekern.isa_error()
+if error:
+    raise SystemExit(error)
+assert torch.ops.sparsekern.isa() == {isa!r}
+for case in cases([(16, 16), (7, 5), (65, 129), (40, 300)], sample=8):
+    check_products(case)
+""",
+        SPARSEKERN_ISA=isa,
+    )
+    if "SPARSEKERN_ISA must name" in result.stderr:
+        pytest.skip(result.stderr.strip())
+    assert result.returncode == 0, result.stderr
+
+
+def test_an_unknown_isa_is_reported():
+    result = run("import sparsekern, torch; print(torch.ops.sparsekern.isa_error())", SPARSEKERN_ISA="sse9")
+    assert result.returncode == 0, result.stderr
+    assert "SPARSEKERN_ISA must name an instruction set of this CPU (" in result.stdout
+    assert 'generic), got "sse9"' in result.stdout
+
+
+def run_all(pattern, x, values, bias, grad):
+    tensors = pattern.tensors()
+    y = op(pattern, "linear")(x, values, bias, tensors)
+    return [y, *op(pattern, "linear_backward")(grad, x, values, tensors, True, True, True)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["batch-major", "feature-major"])
+@pytest.mark.parametrize("batch", [1, 8, 64, 300])
+@pytest.mark.parametrize("format", MASKS)
+@pytest.mark.usefixtures("keep_threads")
+def test_deterministic(format, batch, layout, dtype):
+    pattern = random_pattern(format, (900, 700), 0.1)
+    x, grad = (LAYOUTS[layout](torch.randn(batch, size).to(dtype)) for size in (700, 900))
+    values, bias = torch.randn(pattern.values_shape).to(dtype), torch.randn(900).to(dtype)
+    forward = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        first = run_all(pattern, x, values, bias, grad)
+        for _ in range(3):
+            again = run_all(pattern, x, values, bias, grad)
+            assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)), f"{threads} threads"
+        forward.append(first[0])
+    assert all(torch.equal(forward[0], y) for y in forward), "the forward product depends on the thread count"
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("format", MASKS)
+@pytest.mark.usefixtures("keep_threads")
+def test_threads(format, threads):
+    torch.set_num_threads(threads)
+    for case in cases([(333, 129), (130, 1000)], [format], ["batch-major", "feature-major"], sample=3):
+        check_products(case)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("batch", [1, 7, 70])
+@pytest.mark.parametrize("format", MASKS)
+def test_only_the_pattern_is_read(format, batch, dtype):
+    """A column of x that W does not use, and a row of grad that it does not use, may hold anything."""
+    pattern = random_pattern(format, (60, 150), 0.03)
+    mask = pattern.to_mask()
+    unused_inputs, unused_outputs = ~mask.any(0), ~mask.any(1)
+    assert unused_inputs.any()
+    assert unused_outputs.any()
+    x, grad = torch.randn(batch, 150).to(dtype), torch.randn(batch, 60).to(dtype)
+    x[:, unused_inputs] = torch.nan
+    grad[:, unused_outputs] = torch.nan
+    values, bias = torch.randn(pattern.values_shape).to(dtype), torch.randn(60).to(dtype)
+    y, grad_x, grad_values, grad_bias = run_all(pattern, x, values, bias, grad)
+    assert y.isfinite().all()
+    assert torch.equal(y[:, unused_outputs], bias[unused_outputs].expand(batch, -1))
+    assert grad_x.isfinite().all()
+    assert not grad_x[:, unused_inputs].any()
+    assert grad_values.isfinite().all()
+    assert torch.equal(grad_bias.isnan(), unused_outputs)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("format", MASKS)
+def test_rows_of_a_batch_do_not_mix(format, dtype, bad):
+    pattern = random_pattern(format, (40, 50), 0.5)
+    x, grad = torch.randn(70, 50).to(dtype), torch.randn(70, 40).to(dtype)
+    x[33], grad[33] = bad, bad
+    values = torch.randn(pattern.values_shape).to(dtype)
+    y, grad_x, _, _ = run_all(pattern, x, values, None, grad)
+    others = torch.arange(70) != 33
+    used_outputs, used_inputs = pattern.to_mask().any(1), pattern.to_mask().any(0)
+    assert y[others].isfinite().all()
+    assert grad_x[others].isfinite().all()
+    assert not y[33, used_outputs].isfinite().any()
+    assert not grad_x[33, used_inputs].isfinite().any()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("format", MASKS)
+def test_results_have_the_layout_of_their_input(format, layout):
+    pattern = random_pattern(format, (30, 20), 0.3)
+    x, grad = (LAYOUTS[layout](torch.randn(9, size)) for size in (20, 30))
+    y, grad_x, _, _ = run_all(pattern, x, torch.randn(pattern.values_shape), None, grad)
+    assert y.stride() == ((1, 9) if "feature-major" in layout else (30, 1))
+    assert grad_x.stride() == ((1, 9) if "feature-major" in layout else (20, 1))
+
+
+@pytest.mark.parametrize("format", MASKS)
+def test_inputs_are_left_alone(format):
+    pattern = random_pattern(format, (90, 130), 0.1)
+    inputs = [
+        padded(torch.randn(33, 130)),
+        torch.randn(pattern.values_shape),
+        torch.randn(90),
+        torch.randn(33, 90),
+    ]
+    before = [tensor.clone() for tensor in [*inputs, *pattern.tensors()]]
+    run_all(pattern, *inputs)
+    assert all(torch.equal(a, b) for a, b in zip(before, [*inputs, *pattern.tensors()], strict=True))

@@ -1,0 +1,230 @@
+"""``sparsekern.linear`` and its gradients: shapes, backends, autocast, torch.func, opcheck."""
+
+from functools import partial
+
+import pytest
+import sparsekern as sk
+import torch
+from cases import DTYPES, LAYOUTS, MASKS, op, random_pattern
+from tolerance import assert_product
+from torch.library import opcheck
+
+formats = pytest.mark.parametrize("format", MASKS)
+
+
+def make(format, shape=(30, 20), density=0.3, dtype=torch.float32):
+    """A pattern, values and bias."""
+    pattern = random_pattern(format, shape, density)
+    values = torch.randn(pattern.values_shape).to(dtype).requires_grad_()
+    return pattern, values, torch.randn(shape[0]).to(dtype).requires_grad_()
+
+
+def gradients(x, values, bias, grad, pattern, backend="auto"):
+    """y and the gradients of x, values and bias."""
+    inputs = [tensor.detach().requires_grad_() for tensor in (x, values, bias)]
+    y = sk.linear(*inputs[:2], pattern, inputs[2], backend=backend)
+    return [y, *torch.autograd.grad(y, inputs, grad)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("batch", [0, 1, 33])
+@formats
+def test_forward_and_gradients(format, batch, dtype, layout):
+    pattern, values, bias = make(format, dtype=dtype)
+    x, grad = (LAYOUTS[layout](torch.randn(batch, size).to(dtype)) for size in (20, 30))
+    got = gradients(x, values, bias, grad, pattern, backend="native")
+    assert_product(
+        got,
+        lambda x, v, b, g: (
+            x @ pattern.scatter(v).t() + b,
+            g @ pattern.scatter(v),
+            pattern.gather(g.t() @ x),
+            g.sum(0),
+        ),
+        *(x, values, bias, grad),
+    )
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("shape", [(20,), (1, 20), (5, 20), (2, 3, 20), (4, 0, 20), (2, 1, 3, 20)], ids=str)
+@formats
+def test_leading_dimensions(format, shape, backend):
+    pattern, values, bias = make(format)
+    x, grad = torch.randn(shape), torch.randn(*shape[:-1], 30)
+    flat = gradients(x.reshape(-1, 20), values, bias, grad.reshape(-1, 30), pattern, backend)
+    y, grad_x, *rest = gradients(x, values, bias, grad, pattern, backend)
+    assert y.shape == (*shape[:-1], 30)
+    assert grad_x.shape == shape
+    if backend == "native":
+        assert torch.equal(y, flat[0].view(y.shape))
+        assert torch.equal(grad_x, flat[1].view(shape))
+        assert all(torch.equal(a, b) for a, b in zip(rest, flat[2:], strict=True))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)], ids=str)
+@pytest.mark.parametrize("leading", [(3,), (40,), (), (2, 3)], ids=str)
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@formats
+def test_weights_without_elements(format, shape, leading, backend):
+    pattern, values, bias = make(format, shape, 0.0)
+    x, grad = torch.randn(*leading, shape[1]), torch.randn(*leading, shape[0])
+    y, grad_x, _, grad_bias = gradients(x, values, bias, grad, pattern, backend)
+    assert torch.equal(y, bias.expand(*leading, shape[0]))
+    assert torch.equal(grad_x, torch.zeros_like(x))
+    assert grad_bias.shape == bias.shape
+
+
+def strange_strides():
+    base = torch.randn(40, 40)
+    return {
+        "both above 1": base[:14:2, ::2],
+        "rows reversed in memory": base[:7, :20].flip(0).t().t(),
+        "one row repeated": base[:1, :20].expand(7, 20),
+        "one column repeated": base[:7, :1].expand(7, 20),
+        "overlapping rows": base.view(-1).as_strided((7, 20), (3, 1)),
+        "overlapping columns": base.view(-1).as_strided((7, 20), (1, 3)),
+        "every fifth column": base.view(-1).as_strided((7, 20), (100, 5)),
+        "one number": base[:1, :1].expand(7, 20),
+        "a batch of one, strided": base[:1, ::2],
+    }
+
+
+@pytest.mark.parametrize("name", strange_strides())
+@formats
+def test_any_strides(format, name):
+    pattern, values, bias = make(format)
+    x = strange_strides()[name]
+    grad = torch.randn(x.shape[0], 30)
+    got = gradients(x, values, bias, grad, pattern, "native")
+    plain = gradients(x.contiguous().clone(), values, bias, grad, pattern, "native")
+    for a, b in zip(got, plain, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "backward",
+    [
+        lambda y: y.sum(),  # stride 0 twice
+        lambda y: y.sum(0)[3],
+        lambda y: y.mean(1).sum(),
+        lambda y: y[:, ::2].sum(),
+        lambda y: y.t().reshape(-1)[5:50].sum(),
+    ],
+)
+@formats
+def test_gradients_with_any_strides(format, backward):
+    pattern, values, bias = make(format)
+    x = torch.randn(7, 20, requires_grad=True)
+    y = sk.linear(x, values, pattern, bias, backend="native")
+    (grad,) = torch.autograd.grad(backward(y), y, retain_graph=True)
+    got = torch.autograd.grad(backward(y), (x, values, bias))
+    expected = gradients(x, values, bias, grad.contiguous(), pattern, "native")[1:]
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    "needed", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0, 1, 1), (1, 0, 1)], ids=str
+)
+@formats
+def test_only_what_requires_grad_gets_one(format, needed):
+    pattern, values, bias = make(format)
+    inputs = [torch.randn(7, 20), values, bias]
+    inputs = [t.detach().requires_grad_(bool(n)) for t, n in zip(inputs, needed, strict=True)]
+    everything = gradients(*inputs, torch.ones(7, 30), pattern)[1:]
+    sk.linear(inputs[0], inputs[1], pattern, inputs[2]).backward(torch.ones(7, 30))
+    for tensor, n, grad in zip(inputs, needed, everything, strict=True):
+        assert torch.equal(tensor.grad, grad) if n else tensor.grad is None
+
+
+@formats
+def test_no_grad(format):
+    pattern, values, bias = make(format)
+    x = torch.randn(7, 20)
+    y = sk.linear(x, values, pattern, bias)
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            z = sk.linear(x, values, pattern, bias)
+            assert torch.equal(y, z)
+            assert not z.requires_grad
+    assert not sk.linear(x, values.detach(), pattern).requires_grad
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@formats
+def test_gradcheck_of_the_reference(format, bias):
+    pattern, *inputs = make(format, (6, 5), 0.5, torch.float64)
+    x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+
+    def function(x, values, b=None):
+        return sk.linear(x, values, pattern, b, backend="reference")
+
+    inputs = (x, *inputs) if bias else (x, inputs[0])
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+def second_derivatives(pattern, backend, *tensors):
+    """Gradients of ``u·dx + v·dW + w·db`` with respect to grad, x and values."""
+    x, values, bias, grad, u, v, w = (tensor.detach().requires_grad_() for tensor in tensors)
+    y = sk.linear(x, values, pattern, bias, backend=backend)
+    first = torch.autograd.grad(y, (x, values, bias), grad, create_graph=True)
+    return torch.autograd.grad(first, (grad, x, values), (u, v, w))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("batch", [1, 9, 70])
+@formats
+def test_second_derivatives(format, batch, layout):
+    pattern, values, bias = make(format, (50, 40))
+    lay = LAYOUTS[layout]
+    x, grad, u = (lay(torch.randn(batch, size)) for size in (40, 50, 40))
+    inputs = (x, values, bias, grad, u, torch.randn_like(values), torch.randn_like(bias))
+    got = second_derivatives(pattern, "native", *inputs)
+    assert_product(got, lambda *inputs: second_derivatives(pattern, "reference", *inputs), *inputs)
+
+
+@formats
+def test_gradients_of_the_gradients_own_ops(format):
+    """With these, derivatives of any order are right."""
+    pattern, values, _ = make(format)
+    x, grad = torch.randn(9, 20), torch.randn(9, 30)
+
+    def differentiate(function, u, *tensors):
+        tensors = [tensor.detach().requires_grad_() for tensor in tensors]
+        return torch.autograd.grad(function(*tensors), tensors, u)
+
+    u = torch.randn(9, 20)
+    got = differentiate(
+        lambda g, v: op(pattern, "linear_backward_input")(g, v, pattern.tensors()), u, grad, values
+    )
+    expected = partial(differentiate, lambda g, v: g @ pattern.scatter(v))
+    assert_product(got, expected, u, grad, values)
+
+    u = torch.randn(pattern.values_shape)
+    got = differentiate(
+        lambda g, x: op(pattern, "linear_backward_weight")(g, x, pattern.tensors()), u, grad, x
+    )
+    expected = partial(differentiate, lambda g, x: pattern.gather(g.t() @ x))
+    assert_product(got, expected, u, grad, x)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "layout", "batch"),
+    [
+        *((dtype, layout, 5) for dtype in DTYPES for layout in ("batch-major", "padded feature-major")),
+        (torch.float32, "batch-major", 1),
+        (torch.float32, "batch-major", 0),
+    ],
+)
+@formats
+def test_opcheck(format, dtype, layout, batch):
+    pattern, values, bias = make(format, dtype=dtype)
+    x, grad = (LAYOUTS[layout](torch.randn(batch, size).to(dtype)).requires_grad_() for size in (20, 30))
+    tensors = pattern.tensors()
+    opcheck(op(pattern, "linear"), (x, values, bias, tensors))
+    opcheck(op(pattern, "linear"), (x, values, None, tensors))
+    opcheck(op(pattern, "linear_backward_input"), (grad, values, tensors))
+    opcheck(op(pattern, "linear_backward_weight"), (grad, x, tensors))
+    for need in ((True, True, True), (True, False, False), (False, True, True), (False, False, False)):
+        opcheck(op(pattern, "linear_backward"), (grad, x, values, tensors, *need))

@@ -1,0 +1,109 @@
+"""What patterns of every format can do: masks, gather and scatter, moving, pruning."""
+
+import copy
+import pickle
+
+import pytest
+import sparsekern as sk
+import torch
+from cases import DENSITIES, LARGE_SHAPES, MASKS, MEDIUM_SHAPES, SMALL_SHAPES, random_pattern
+from hypothesis import given
+from hypothesis import strategies as st
+from sparsekern.formats import pattern_type
+
+SHAPES = (*SMALL_SHAPES, *MEDIUM_SHAPES, LARGE_SHAPES[1])
+
+formats = pytest.mark.parametrize("format", MASKS)
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@formats
+def test_round_trips(format, shape, density):
+    mask = MASKS[format](*shape, density)
+    pattern = pattern_type(format).from_mask(mask)
+    assert pattern.shape == shape
+    assert pattern.nnz == int(mask.sum())
+    assert pattern.density == pytest.approx(mask.double().mean().item())
+    assert torch.equal(pattern.to_mask(), mask)
+    dense = torch.randn(shape)
+    values = pattern.gather(dense)
+    assert values.shape == pattern.values_shape
+    assert torch.equal(pattern.scatter(values), dense * mask)
+    assert torch.equal(pattern.gather(pattern.scatter(values)), values)
+    assert torch.equal(dense.view(-1)[pattern.flat_index()], values)
+    again = pattern_type(format).from_state(shape, dict(pattern.state()))
+    assert all(torch.equal(a, b) for a, b in zip(pattern.tensors(), again.tensors(), strict=True))
+
+
+@formats
+def test_gather_takes_any_strides(format):
+    pattern = random_pattern(format, (30, 20), 0.3)
+    dense = torch.randn(20, 30).t()
+    assert torch.equal(pattern.gather(dense), pattern.gather(dense.contiguous()))
+
+
+@formats
+def test_gather_and_scatter_are_differentiable(format):
+    pattern = random_pattern(format, (6, 5), 0.5)
+    dense = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    values = torch.randn(pattern.values_shape, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(pattern.gather, dense)
+    assert torch.autograd.gradcheck(pattern.scatter, values)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p)), lambda p: p.to("cpu")]
+)
+@formats
+def test_copies_are_equal(format, copied):
+    pattern = random_pattern(format, (30, 20), 0.3)
+    other = copied(pattern)
+    assert type(other) is type(pattern)
+    assert other.shape == pattern.shape
+    assert all(torch.equal(a, b) for a, b in zip(pattern.tensors(), other.tensors(), strict=True))
+
+
+@formats
+def test_moves_to_another_device(format):
+    pattern = random_pattern(format, (30, 20), 0.3)
+    moved = pattern.to("meta")
+    assert moved.device.type == "meta"
+    assert pattern.device.type == "cpu"
+    assert moved.values_shape == pattern.values_shape
+    assert "device=meta" in repr(moved)
+
+
+@formats
+def test_says_what_it_is(format):
+    pattern = random_pattern(format, (30, 20), 0.3)
+    assert f"shape=(30, 20), nnz={pattern.nnz}, density=" in repr(pattern)
+    assert pattern.nbytes == sum(tensor.numel() * tensor.element_size() for tensor in pattern.tensors())
+
+
+@given(
+    rows=st.integers(1, 30),
+    columns=st.integers(1, 30),
+    sparsity=st.floats(0, 1, exclude_max=True),
+    data=st.data(),
+)
+@formats
+def test_prune_keeps_the_largest(format, rows, columns, sparsity, data):
+    # Few distinct scores, so that most are ties.
+    flat = data.draw(st.lists(st.integers(-3, 3), min_size=rows * columns, max_size=rows * columns))
+    weight = torch.tensor(flat, dtype=torch.float32).view(rows, columns)
+    mask = sk.prune(weight, sparsity, format)
+    assert mask.dtype == torch.bool
+    assert mask.shape == weight.shape
+    assert torch.equal(mask, sk.prune(weight.clone(), sparsity, format))
+    if format == "csr":
+        count = round(rows * columns * (1 - sparsity))
+        order = sorted(range(len(flat)), key=lambda i: (-abs(flat[i]), i))[:count]
+        assert mask.view(-1).nonzero().squeeze(1).tolist() == sorted(order)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, torch.int64], ids=str)
+@formats
+def test_prune_takes_any_dtype_and_strides(format, dtype):
+    weight = torch.randint(-9, 9, (20, 30)).to(dtype).t()
+    assert torch.equal(sk.prune(weight, 0.7, format), sk.prune(weight.double().contiguous(), 0.7, format))
