@@ -18,6 +18,7 @@ def _fresh_compiler():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()  # reset() leaves them
 
 
 def make(format, bias=True):

@@ -269,17 +269,16 @@ void linear(const sk_csr& w, const T* values, const sk_matrix& x, const T* bias,
   // Rows at a time: a chunk's accumulators, and its weights while they are copied, fit L2.
   const int64_t chunk = max<int64_t>(kLanes, min(kChunkFloats / stride, kChunkEntries * w.rows / max<int64_t>(1, w.nnz)));
   parallel_for(threads, split.groups * split.ranges, 2.0 * x.batch * (w.nnz + w.rows), [&](int64_t begin, int64_t end) {
-    static thread_local Scratch entry_scratch, x_scratch, y_scratch;
     for (int64_t task = begin; task < end; task++) {
       const int64_t g = task / split.ranges, range = task % split.ranges;
       const int64_t first_row = range_begin(w, range, split.ranges), last_row = range_begin(w, range + 1, split.ranges);
       const int64_t first = g * panels / split.groups, last = (g + 1) * panels / split.groups;
       const int64_t first_entry = row_begin(w, first_row), count = few ? 0 : row_begin(w, last_row) - first_entry;
-      Entry* const entries = entry_scratch.get<Entry>(count) - first_entry;
+      Entry* const entries = scratch<Use::kWeights>().get<Entry>(count) - first_entry;
       for (int64_t r = first_row; !few && r < last_row; r += chunk)
         pack_rows(w, values, group, r, min(r + chunk, last_row), stride, entries);
-      float* const x_panel = x_scratch.get<float>(w.cols * stride);
-      float* const y_panel = y_scratch.get<float>(chunk * stride);
+      float* const x_panel = scratch<Use::kInput>().get<float>(w.cols * stride);
+      float* const y_panel = scratch<Use::kOutput>().get<float>(chunk * stride);
       for (int64_t p = first; p < last; p++) {
         const Slice s = slice(x.batch, p);
         if (x.batch > 1)
@@ -407,18 +406,17 @@ void backward(const sk_csr& w, const T* values, const sk_matrix& grad, const sk_
   const auto column = [&](int64_t tile) { return min(tile * width, w.cols); };
 
   parallel_for(threads, groups * ranges, 4.0 * grad.batch * (w.nnz + w.rows), [&](int64_t begin, int64_t end) {
-    static thread_local Scratch entry_scratch, start_scratch, g_scratch, x_scratch, grad_x_scratch;
     for (int64_t task = begin; task < end; task++) {
       const int64_t g = task / ranges, range = task % ranges;
       const int64_t t0 = first_tile(range), t1 = first_tile(range + 1), c0 = column(t0), c1 = column(t1);
       const int64_t first = g * plan.panels / groups, last = (g + 1) * plan.panels / groups;
       const int64_t first_entry = row_begin(wt, c0), count = row_begin(wt, c1) - first_entry;
-      Entry* const entries = entry_scratch.get<Entry>(grad_x ? count : 0) - first_entry;
-      int32_t* const starts = start_scratch.get<int32_t>((t1 - t0) * wt.tiles);
+      Entry* const entries = scratch<Use::kWeights>().get<Entry>(grad_x ? count : 0) - first_entry;
+      int32_t* const starts = scratch<Use::kStarts>().get<int32_t>((t1 - t0) * wt.tiles);
       if (grad_x != nullptr) pack_transposed(w, wt, values, t0, t1, stride, entries, starts);
-      float* const g_panel = g_scratch.get<float>(min(chunk, w.rows) * stride);
-      float* const x_panel = x_scratch.get<float>((c1 - c0) * stride);
-      float* const grad_x_panel = grad_x_scratch.get<float>((c1 - c0) * stride);
+      float* const g_panel = scratch<Use::kOutput>().get<float>(min(chunk, w.rows) * stride);
+      float* const x_panel = scratch<Use::kInput>().get<float>((c1 - c0) * stride);
+      float* const grad_x_panel = scratch<Use::kGradient>().get<float>((c1 - c0) * stride);
       for (int64_t p = first; p < last; p++) {
         const Slice s = slice(grad.batch, p);
         // Sums stand in the order in which they are visited: range by range, chunk by chunk, tile by tile, row by row.

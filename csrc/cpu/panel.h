@@ -61,6 +61,14 @@ class Scratch {
   int64_t bytes_ = 0;
 };
 
+// This thread's scratch memory for one use. All products share it, so that less of it competes for the caches.
+enum class Use { kWeights, kStarts, kInput, kOutput, kGradient };
+template <Use use>
+Scratch& scratch() {
+  static thread_local Scratch memory;
+  return memory;
+}
+
 // panel[(f - begin) * s.stride + c] = m[batch s.begin + c, f] for features [begin, end); columns past s.count are zero.
 template <class T>
 void pack(const sk_matrix& m, int64_t begin, int64_t end, Slice s, float* panel) {

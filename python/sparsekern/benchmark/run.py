@@ -137,8 +137,8 @@ def kernel_seconds(case: Case) -> float | None:
     layer = SparseLinear.from_dense(linear, mask=mask, format=case.format)
     pattern = layer.pattern
     assert isinstance(pattern, CSR)
-    arrays = [t.detach().numpy() for t in (x, layer.values, pattern.tile_ptr, pattern.col_idx)]
-    return quantile(race({"kernel": lambda: native.csr_linear(*arrays)})["kernel"], 0.5)
+    arguments = x.numpy(), layer.values.detach().numpy(), [tensor.numpy() for tensor in pattern.tensors()]
+    return quantile(race({"kernel": lambda: native.csr_linear(*arguments)})["kernel"], 0.5)
 
 
 def _inputs(case: Case) -> tuple[nn.Linear, Tensor, Tensor, Tensor]:
