@@ -1,7 +1,7 @@
 """Builds the compiled parts with CMake; everything else is in pyproject.toml.
 
-Environment: SPARSEKERN_CUDA=auto|on|off, TORCH_CUDA_ARCH_LIST, SPARSEKERN_TORCH_DIR (torch's package folder, if not the
-installed one), CMAKE_ARGS, CMAKE_BUILD_PARALLEL_LEVEL.
+Environment: SPARSEKERN_CUDA=auto|on|off, TORCH_CUDA_ARCH_LIST, SPARSEKERN_TORCH_DIR (torch's package folder,
+if not the installed one), CXX, CUDACXX, CMAKE_ARGS, CMAKE_BUILD_PARALLEL_LEVEL.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-ROOT = Path(__file__).parent
-TORCH_REQUIREMENT = "torch==2.13.0"  # whose headers are used where no torch is installed; the library runs on >= 2.11
+ROOT = Path(__file__).resolve().parent
+# Gives the headers where no torch is installed, as pinned in pyproject.toml; the library runs on any >= 2.11.
+TORCH_REQUIREMENT = "torch==2.13.0"
 
 
 def find_torch() -> Path | None:
-    """torch's package folder. Build isolation hides it from import, but its headers are where it was installed."""
+    """torch's package folder. Build isolation hides it from import, but not from where it was installed."""
     if folder := os.environ.get("SPARSEKERN_TORCH_DIR"):
         return Path(folder)
     spec = importlib.util.find_spec("torch")
@@ -40,24 +41,32 @@ class CMakeBuild(build_ext):
         torch = find_torch()
         if torch is None:
             raise SystemExit(f"sparsekern needs torch >= 2.11 to build: pip install {TORCH_REQUIREMENT}")
-        if not (os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
-            raise SystemExit("sparsekern needs a C++17 compiler to build: install g++ (>= 9) or clang++, or set CXX")
+        if not (os.environ.get("CXX") or any(map(shutil.which, ("c++", "g++", "clang++")))):
+            raise SystemExit("sparsekern needs a C++17 compiler to build: install g++ or clang++, or set CXX")
+        if not (ninja := shutil.which("ninja")) or not shutil.which("cmake"):
+            raise SystemExit("sparsekern needs cmake and ninja on PATH to build: pip install cmake ninja")
         inplace = self.inplace or self.editable_mode
+        # Python's headers are a package of their own on many systems; only _native needs them.
+        native = inplace and Path(sysconfig.get_path("include"), "Python.h").exists()
         package = ROOT / "python/sparsekern" if inplace else Path(self.build_lib).resolve() / "sparsekern"
-        build = Path(self.build_temp).resolve() / ("inplace" if inplace else "wheel")
+        # pip's folder for an editable build is a temporary one. Ours stays: only what changed is compiled.
+        ours = ROOT / "build" / str(sys.implementation.cache_tag)
+        build = ours if inplace else Path(self.build_temp).resolve() / "wheel"
+        ccache = shutil.which("ccache") or ""
         options = {
             "CMAKE_BUILD_TYPE": "Release",
+            "CMAKE_CUDA_COMPILER_LAUNCHER": ccache,
+            "CMAKE_CXX_COMPILER_LAUNCHER": ccache,
             "CMAKE_INSTALL_PREFIX": package,
+            "CMAKE_MAKE_PROGRAM": ninja,  # the last build's may be gone with its isolated environment
             "SPARSEKERN_TORCH": torch,
             "SPARSEKERN_CUDA": os.environ.get("SPARSEKERN_CUDA") or "auto",
-            "SPARSEKERN_NATIVE": "ON" if inplace else "OFF",
+            "SPARSEKERN_NATIVE": "ON" if native else "OFF",
         }
-        if inplace:
+        if native:
             import pybind11
 
             options |= {"pybind11_DIR": pybind11.get_cmake_dir(), "Python_EXECUTABLE": sys.executable}
-        if shutil.which("ccache"):
-            options |= {"CMAKE_CXX_COMPILER_LAUNCHER": "ccache", "CMAKE_CUDA_COMPILER_LAUNCHER": "ccache"}
         arguments = [f"-D{key}={value}" for key, value in options.items()]
         arguments += shlex.split(os.environ.get("CMAKE_ARGS", ""))
         build.mkdir(parents=True, exist_ok=True)
@@ -69,13 +78,15 @@ class CMakeBuild(build_ext):
         try:
             subprocess.run(["cmake", *arguments], check=True)
         except subprocess.CalledProcessError as error:
-            raise SystemExit(f"cmake {arguments[0]} failed with status {error.returncode}; its messages are above") from None
+            failed = f"cmake {arguments[0]} failed with status {error.returncode}"
+            raise SystemExit(f"{failed}; its messages are above") from None
 
     def get_outputs(self) -> list[str]:
         return [str(Path(self.build_lib) / "sparsekern/libsparsekern.so")]
 
     def get_source_files(self) -> list[str]:
-        return []
+        sources = (path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("csrc/**/*.*")))
+        return ["CMakeLists.txt", *sources]
 
 
 class PlatformWheel(bdist_wheel):

@@ -16,12 +16,12 @@
 // Tried and dropped: visiting rows by length, so that loop exits predict (-10 %: y is then visited at random); panels of 128
 // floats (-5 to -10 %); prefetching the weights of 8 rows ahead instead of copying them (+10 % where the copy gives +30 %).
 
-#include "panel.h"
+#include "sparsekern/csr.h"
 
 #include <type_traits>
 
 #include "kernels.h"
-#include "sparsekern/csr.h"
+#include "panel.h"
 
 namespace sk::SK_ISA {
 namespace {
@@ -34,7 +34,9 @@ constexpr int64_t kChunkEntries = 1 << 16;  // 512 KB of values and columns: wha
 inline int64_t row_begin(const sk_csr& w, int64_t r) { return r < w.rows ? w.tile_ptr[r] : w.nnz; }
 
 // W transposed: its tiles, but no column indices.
-sk_csr transposed(const sk_csr& w) { return {w.cols, w.rows, w.nnz, w.t_tiles, w.tiles, nullptr, w.t_tile_ptr, w.tile_ptr, nullptr}; }
+sk_csr transposed(const sk_csr& w) {
+  return {w.cols, w.rows, w.nnz, w.t_tiles, w.tiles, nullptr, w.t_tile_ptr, w.tile_ptr, nullptr};
+}
 
 // Columns per tile: the smallest 128 * 2^k that makes w.tiles tiles.
 int64_t tile_width(const sk_csr& w) {
@@ -69,8 +71,8 @@ Split split_work(int64_t panels, int threads, int64_t least_ranges, int64_t most
 }
 
 // Costs for split_work, in ns on one core of Zen 4; only their ratios matter.
-constexpr double kFloatCost = 0.2;    // pack or unpack one float
-constexpr double kEntryCost = 0.35;     // copy one entry, 3 times that transposed
+constexpr double kFloatCost = 0.2;     // pack or unpack one float
+constexpr double kEntryCost = 0.35;    // copy one entry, 3 times that transposed
 constexpr double kColumnCost = 0.017;  // one weight x one batch column
 
 // First row of range i of n, so that ranges have about equal work: entries, and 4 more per row for its accumulators.
@@ -164,7 +166,8 @@ void pack_transposed(const sk_csr& w, const sk_csr& wt, const T* values, int64_t
           __builtin_prefetch(values + begins[ahead]);
           __builtin_prefetch(w.t_slot + begins[ahead]);
         }
-        for (int32_t k = begins[r]; k < ends[r]; k++) entries[w.t_slot[k]] = entry(to_float(values[k]), int32_t(r * stride));
+        for (int32_t k = begins[r]; k < ends[r]; k++)
+          entries[w.t_slot[k]] = entry(to_float(values[k]), int32_t(r * stride));
         at += ends[r] - begins[r];
       }
     }
@@ -227,7 +230,8 @@ void linear_few(const sk_csr& w, const T* values, int64_t r0, int64_t r1, const 
     int64_t k = row_begin(w, r);
     const int64_t end = row_begin(w, r + 1);
     for (; k + 4 <= end; k += 4)
-      for (int i = 0; i < 4; i++) sum[i] += broadcast(to_float(values[k + i])) * load(x + int64_t(w.col_idx[k + i]) * kLanes);
+      for (int i = 0; i < 4; i++)
+        sum[i] += broadcast(to_float(values[k + i])) * load(x + int64_t(w.col_idx[k + i]) * kLanes);
     for (; k < end; k++) sum[0] += broadcast(to_float(values[k])) * load(x + int64_t(w.col_idx[k]) * kLanes);
     store(y_panel + (r - r0) * kLanes, (sum[0] + sum[1]) + (sum[2] + sum[3]));
   }
@@ -401,7 +405,8 @@ void backward(const sk_csr& w, const T* values, const sk_matrix& grad, const sk_
     return static_cast<float*>(workspace) + g * (plan.value_floats + plan.bias_floats);
   };
   const auto bias_sums = [&](int64_t g) { return value_sums(g) + plan.value_floats; };
-  int32_t* const sum_starts = reinterpret_cast<int32_t*>(value_sums(groups));  // of each (chunk, tile): the same in all groups
+  int32_t* const sum_starts =
+      reinterpret_cast<int32_t*>(value_sums(groups));  // of each (chunk, tile): the same in all groups
   const auto first_tile = [&](int64_t range) { return range * w.tiles / ranges; };
   const auto column = [&](int64_t tile) { return min(tile * width, w.cols); };
 
@@ -439,7 +444,7 @@ void backward(const sk_csr& w, const T* values, const sk_matrix& grad, const sk_
             for (int64_t t = t0; grad_values != nullptr && t < t1; t++) {
               if (task < ranges && p == first) sum_starts[r0 / chunk * w.tiles + t] = int32_t(sums - value_sums(g));
               sums = (p == first ? weight_rows<nv(), false> : weight_rows<nv(), true>)(w, t, r0, r1, stride, g_panel,
-                                                                                     x_panel - c0 * stride, sums);
+                                                                                       x_panel - c0 * stride, sums);
             }
           });
         }

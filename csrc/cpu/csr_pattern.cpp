@@ -6,8 +6,7 @@
 #include "sparsekern/csr.h"
 
 extern "C" void sk_csr_derive(int64_t rows, int64_t cols, int64_t width, int64_t t_width, const int32_t* row_ptr,
-                              const int32_t* col_idx, int32_t* tile_ptr, int32_t* t_tile_ptr,
-                              int32_t* t_slot) {
+                              const int32_t* col_idx, int32_t* tile_ptr, int32_t* t_tile_ptr, int32_t* t_slot) {
   const int64_t tiles = std::max<int64_t>(1, (cols + width - 1) / width);
   const int64_t t_tiles = std::max<int64_t>(1, (rows + t_width - 1) / t_width);
   std::fill(t_tile_ptr, t_tile_ptr + t_tiles * cols, 0);

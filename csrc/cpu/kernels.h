@@ -11,10 +11,10 @@ struct CsrKernels {
   decltype(&sk_csr_linear_backward) linear_backward;
 };
 
-#define SK_DECLARE_ISA(isa)              \
-  namespace isa {                        \
-  extern const CsrKernels csr_kernels;   \
-  double fma_peak(double seconds);       \
+#define SK_DECLARE_ISA(isa)            \
+  namespace isa {                      \
+  extern const CsrKernels csr_kernels; \
+  double fma_peak(double seconds);     \
   }
 SK_DECLARE_ISA(generic)
 #if defined(__x86_64__)

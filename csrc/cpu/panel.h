@@ -128,8 +128,7 @@ template <class F>
 void parallel_for(const sk_threads& threads, int64_t n, double flops, F body) {
   if (n <= 0) return;
   if (threads.threads <= 1 || n == 1 || flops < 1e5) return body(int64_t(0), n);
-  threads.parallel_for(
-      n, [](int64_t begin, int64_t end, void* f) { (*static_cast<F*>(f))(begin, end); }, &body);
+  threads.parallel_for(n, [](int64_t begin, int64_t end, void* f) { (*static_cast<F*>(f))(begin, end); }, &body);
 }
 
 }  // namespace sk::SK_ISA

@@ -116,6 +116,6 @@ PYBIND11_MODULE(_native, m) {
         "x [batch, in] float32 times W^T, with values [nnz] and the arrays of CSR.tensors().");
   m.def("csr_linear_backward", &csr_linear_backward, py::arg("grad"), py::arg("x"), py::arg("values"), py::arg("pattern"),
         py::arg("isa") = "", "The gradients of x, values and bias.");
-  m.def("fma_peak", &fma_peak, py::arg("threads") = 1, py::arg("seconds") = 0.05,
-        py::call_guard<py::gil_scoped_release>(), "Float32 FMA rate in GFLOP/s of `threads` cores at once.");
+  m.def("fma_peak", &fma_peak, py::arg("threads") = 1, py::arg("seconds") = 0.05, py::call_guard<py::gil_scoped_release>(),
+        "Float32 FMA rate in GFLOP/s of `threads` cores at once.");
 }

@@ -120,7 +120,9 @@ inline Tensor empty_matrix(const Tensor& like, int64_t batch, int64_t features) 
   return empty_strided(like, like.scalar_type(), {batch, features}, {features > 1 ? features : 1, 1});
 }
 
-inline Tensor empty_vector(const Tensor& like, int64_t size) { return empty_strided(like, like.scalar_type(), {size}, {1}); }
+inline Tensor empty_vector(const Tensor& like, int64_t size) {
+  return empty_strided(like, like.scalar_type(), {size}, {1});
+}
 
 // Scratch memory for one call, 64-byte aligned. It is kept for the next one, a buffer per calling thread: fresh memory costs
 // page faults, 5 % of a training step.

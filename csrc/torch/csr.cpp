@@ -16,10 +16,10 @@ struct CsrPattern {
   const Tensor &row_ptr, &col_idx, &tile_ptr, &t_tile_ptr, &t_slot;
 
   CsrPattern(const Checker& check, const std::vector<Tensor>& list, const Tensor& x)
-      : CsrPattern(list.size() == 5 ? list
-                                    : (check.fail("pattern", "the 5 tensors of CSR.tensors()",
-                                                  std::to_string(list.size()) + " tensors"),
-                                       list)) {
+      : CsrPattern(list.size() == 5
+                       ? list
+                       : (check.fail("pattern", "the 5 tensors of CSR.tensors()", std::to_string(list.size()) + " tensors"),
+                          list)) {
     check.tensor("row_ptr", row_ptr, ScalarType::Int, x, {-1});
     if (row_ptr.numel() < 1) check.fail("row_ptr", "int32 [out + 1]", describe(row_ptr));
     check.tensor("col_idx", col_idx, ScalarType::Int, x, {-1});
@@ -75,8 +75,8 @@ struct CsrPattern {
 };
 
 // tile_ptr, t_tile_ptr and t_slot of a checked pattern.
-std::tuple<Tensor, Tensor, Tensor> csr_derive(const Tensor& row_ptr, const Tensor& col_idx, int64_t in_features, int64_t width,
-                                      int64_t t_width) {
+std::tuple<Tensor, Tensor, Tensor> csr_derive(const Tensor& row_ptr, const Tensor& col_idx, int64_t in_features,
+                                              int64_t width, int64_t t_width) {
   const Checker check{"csr_derive"};
   check.tensor("row_ptr", row_ptr, ScalarType::Int, row_ptr, {-1});
   check.tensor("col_idx", col_idx, ScalarType::Int, row_ptr, {-1});
@@ -95,7 +95,8 @@ std::tuple<Tensor, Tensor, Tensor> csr_derive(const Tensor& row_ptr, const Tenso
   return {tile_ptr, t_tile_ptr, t_slot};
 }
 
-Tensor csr_linear(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias, const std::vector<Tensor>& pattern) {
+Tensor csr_linear(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
+                  const std::vector<Tensor>& pattern) {
   const Checker check{"csr_linear"};
   const CsrPattern p(check, pattern, x);
   const sk_csr w = p.weight();
@@ -145,7 +146,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Checker& check, const Tensor& 
   sk_matrix input{};
   if (need_values) {
     input = check.matrix("x", *x, w.cols);
-    check.require(x->scalar_type() == grad.scalar_type() && check.same_device(*x, grad), "x", "of grad's dtype and device", *x);
+    check.require(x->scalar_type() == grad.scalar_type() && check.same_device(*x, grad), "x", "of grad's dtype and device",
+                  *x);
     check.require(input.batch == g.batch, "x", "[" + std::to_string(g.batch) + ", in]", *x);
   }
   Tensor grad_x = need_x ? empty_matrix(grad, g.batch, w.cols) : empty_vector(grad, 0);
@@ -161,8 +163,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Checker& check, const Tensor& 
   const sk_threads threads = torch_threads();
   const Workspace workspace(sk_csr_linear_backward_workspace(&w, g.batch, &threads));
   sk_csr_linear_backward(&w, need_x ? values->const_data_ptr() : nullptr, &g, need_values ? &input : nullptr,
-                         need_x ? &output : nullptr,
-                         need_values ? grad_values.mutable_data_ptr() : nullptr,
+                         need_x ? &output : nullptr, need_values ? grad_values.mutable_data_ptr() : nullptr,
                          need_bias ? grad_bias.mutable_data_ptr() : nullptr, workspace.data(), dtype, &threads);
   return {grad_x, grad_values, grad_bias};
 }

@@ -14,7 +14,8 @@ inline void* current_cuda_stream(int32_t device) {
     void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
     return library ? reinterpret_cast<Function>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
   }();
-  if (function == nullptr) throw std::runtime_error("sparsekern: libtorch_cuda.so is not loaded; is this a CPU-only torch?");
+  if (function == nullptr)
+    throw std::runtime_error("sparsekern: libtorch_cuda.so is not loaded; is this a CPU-only torch?");
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(function(device, &stream));
   return stream;

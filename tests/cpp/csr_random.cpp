@@ -73,8 +73,7 @@ double run_case() {
   auto col_idx = ints(nnz), tile_ptr = ints((tiles + 1) * rows), t_tile_ptr = ints((t_tiles + 1) * cols), slot = ints(nnz);
   std::copy(columns.begin(), columns.end(), col_idx.get());
   sk_csr_derive(rows, cols, width, width, row_ptr.data(), col_idx.get(), tile_ptr.get(), t_tile_ptr.get(), slot.get());
-  const sk_csr w = {rows,    cols,          nnz,            tiles,           t_tiles,
-                    col_idx.get(), tile_ptr.get(), t_tile_ptr.get(), slot.get()};
+  const sk_csr w = {rows, cols, nnz, tiles, t_tiles, col_idx.get(), tile_ptr.get(), t_tile_ptr.get(), slot.get()};
   const sk_threads threads = {thread_count, parallel_for};
   const bool feature_major = uniform(0, 1), with_bias = uniform(0, 1);
   const Matrix x(batch, cols, feature_major, uniform(0, 3)), grad(batch, rows, feature_major, uniform(0, 3));
@@ -114,7 +113,8 @@ double run_case() {
     for (int b = 0; b < batch; b++) sum += grad.at(b, r), size += std::fabs(grad.at(b, r));
     compare(grad_bias[r], sum, size);
   }
-  if (worst > 1e-4)  // float32 sums of at most 2600 terms in any order: 2600 * 2^-24 = 1.6e-4 of the magnitudes at the very worst
+  if (worst >
+      1e-4)  // float32 sums of at most 2600 terms in any order: 2600 * 2^-24 = 1.6e-4 of the magnitudes at the very worst
     printf("isa %s, %d x %d, batch %d, density %g, %s-major, %d threads: error %g\n", sk_isa(), rows, cols, batch, density,
            feature_major ? "feature" : "batch", thread_count, worst);
   return worst;

@@ -12,7 +12,7 @@ extern "C" {
 typedef struct {
   int64_t rows;
   int64_t cols;
-  int64_t nnz;             /* < 2^31 */
+  int64_t nnz;               /* < 2^31 */
   int64_t tiles;             /* >= 1: columns are cut into tiles of 128 * 2^k <= 1024, the smallest such width that makes
                                 this many */
   int64_t t_tiles;           /* >= 1: tiles of rows, likewise. Backward only */
@@ -22,7 +22,7 @@ typedef struct {
   const int32_t* t_tile_ptr; /* (t_tiles + 1) * cols ints: the same of W transposed: column c has
                                 t_tile_ptr[u * cols + c] - t_tile_ptr[t * cols + c] entries in row tiles t..u-1, and
                                 t_tile_ptr[c] in the columns before it. Backward only */
-  const int32_t* t_slot;     /* nnz ints: where each entry stands in W transposed if that is sorted by column tile, row tile,
+  const int32_t* t_slot; /* nnz ints: where each entry stands in W transposed if that is sorted by column tile, row tile,
                                 column and row. Backward only */
 } sk_csr;
 
