@@ -84,9 +84,10 @@ def test_all_constructors_agree(pattern):
 def test_tile_width(rows, cols, density):
     nnz = int(rows * cols * density)
     width = tile_width(rows, cols, nnz)
-    assert width in (128, 256, 512, 1024)
-    assert width == 1024 or nnz * width >= 8 * rows * cols
-    assert width == 128 or nnz * width / 2 < 8 * rows * cols
+    assert width in [2**k for k in range(7, 17)]
+    assert width >= 1024 or nnz * width >= 8 * rows * cols
+    assert width == 2**16 or nnz * width >= rows * cols, "tile_ptr is not O(nnz)"
+    assert width == 128 or nnz * width / 2 < (8 if width <= 1024 else 1) * rows * cols
 
 
 def check_refused_or_right(shape, row_ptr, col_idx):

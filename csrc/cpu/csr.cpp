@@ -2,7 +2,8 @@
 //
 // All products run over panels of 64 batch columns (panel.h), so that one weight meets 64 floats: on AVX-512, 4 FMAs with a
 // memory operand. What bounds them is L1 loads, one per FMA and one per weight: 5 per weight and panel where the FMA units
-// need 4 cycles (Zen 4), 78 % of the peak at best. That needs the operand in L1 and nothing else to wait for:
+// need 4 cycles (Zen 4); a loop of nothing else reaches 78 % of the peak. That needs the operand in L1 and nothing else to
+// wait for:
 // - Columns are cut into tiles (tile_ptr); 128 columns x 64 floats are 32 KB. All rows pass over one tile before the next:
 //   +35 % over rows that roam over a 256 KB panel in L2. The price: accumulators are reloaded once per tile and row.
 // - In CSR order a row's weights in a tile lie a whole row apart from the next row's, which no prefetcher follows. So each
@@ -28,7 +29,7 @@ namespace {
 
 constexpr int kPrefetchRows = 8;
 constexpr int64_t kL1Floats = 8192;         // 32 KB
-constexpr int64_t kChunkFloats = 1 << 16;   // 256 KB: a panel or a chunk of its rows, several of which fit a 1 MB L2
+constexpr int64_t kChunkFloats = 1 << 16;   // 256 KB: 1024 rows of a panel, several of which fit a 1 MB L2
 constexpr int64_t kChunkEntries = 1 << 16;  // 512 KB of values and columns: what is copied at once
 
 inline int64_t row_begin(const sk_csr& w, int64_t r) { return r < w.rows ? w.tile_ptr[r] : w.nnz; }
@@ -112,10 +113,10 @@ void with_vectors(int width, F f) {
 // A weight and where its operand is: float32 bits below, float offset into a panel (column * stride) above.
 using Entry = uint64_t;
 
-inline Entry entry(float value, int32_t offset) {
+inline Entry entry(float value, uint32_t offset) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
-  return bits | uint64_t(uint32_t(offset)) << 32;
+  return bits | uint64_t(offset) << 32;
 }
 
 // Copies the entries of rows [r0, r1) to entries + row_begin(r0) on: for each group of tiles, row by row.
@@ -140,7 +141,8 @@ void pack_rows(const sk_csr& w, const T* values, int64_t group, int64_t r0, int6
           store_entries(out + i, load(values + k + i), columns * uint32_t(stride));
         }
       } else {
-        for (int64_t i = 0; i < n; i++) out[i] = entry(to_float(values[k + i]), w.col_idx[k + i] * stride);
+        for (int64_t i = 0; i < n; i++)
+          out[i] = entry(to_float(values[k + i]), uint32_t(w.col_idx[k + i]) * uint32_t(stride));
       }
       out += n;
     }
@@ -167,7 +169,7 @@ void pack_transposed(const sk_csr& w, const sk_csr& wt, const T* values, int64_t
           __builtin_prefetch(w.t_slot + begins[ahead]);
         }
         for (int32_t k = begins[r]; k < ends[r]; k++)
-          entries[w.t_slot[k]] = entry(to_float(values[k]), int32_t(r * stride));
+          entries[w.t_slot[k]] = entry(to_float(values[k]), uint32_t(r * stride));
         at += ends[r] - begins[r];
       }
     }
@@ -379,7 +381,7 @@ struct BackwardPlan {
     split = split_work(panels, threads, ceil_div(w.cols * stride, kChunkFloats * 3 / 2), w.tiles,
                        stride * w.rows * kFloatCost, stride * (2 * w.cols * kFloatCost + 2 * w.nnz * kColumnCost),
                        w.nnz * kEntryCost * 3, w.nnz * kFloatCost * 2);
-    // Rows of W at a time, about 512, 128 KB of the gradient of y: whole tiles, equally many.
+    // Rows of W at a time, about 512 where tiles are narrower: whole tiles, equally many.
     const int64_t t_width = tile_width(wt);
     chunk = ceil_div(ceil_div(w.rows, ceil_div(w.rows, max<int64_t>(512, t_width))), t_width) * t_width;
     chunks = ceil_div(w.rows, chunk);

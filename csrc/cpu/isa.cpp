@@ -10,7 +10,8 @@
 namespace sk {
 namespace {
 
-// Best first. "avx512" needs what x86-64-v4 lists; "avx2" is x86-64-v3.
+// Best first, compiled for x86-64-v4 and x86-64-v3. No CPU has the features that are asked for here without the rest of its
+// level.
 const Isa kIsas[] = {
 #if defined(__x86_64__)
     {"avx512",

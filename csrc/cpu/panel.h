@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <new>
 
 #include "simd.h"
 #include "sparsekern/common.h"
@@ -49,8 +50,8 @@ class Scratch {
     if (bytes > bytes_) {
       free(data_);
       data_ = aligned_alloc(64, bytes);
-      bytes_ = bytes;
-      if (data_ == nullptr) abort();
+      bytes_ = data_ ? bytes : 0;
+      if (data_ == nullptr) throw std::bad_alloc();
     }
     return static_cast<T*>(data_);
   }

@@ -52,7 +52,7 @@ struct CsrPattern {
             t_slot.const_data_ptr<int32_t>()};
   }
 
-  static constexpr int64_t kNarrowestTile = 128, kWidestTile = 1024, kMostFeatures = int64_t(1) << 26;
+  static constexpr int64_t kNarrowestTile = 128, kWidestTile = int64_t(1) << 16, kMostFeatures = int64_t(1) << 26;
   static int64_t tiles(int64_t size, int64_t width) { return size > width ? (size + width - 1) / width : 1; }
 
  private:
@@ -63,7 +63,7 @@ struct CsrPattern {
   static void tiled(const Checker& check, const char* name, const Tensor& ptr, int64_t size, const char* shape) {
     for (int64_t width = kNarrowestTile; width <= kWidestTile; width *= 2)
       if (ptr.size(0) - 1 == tiles(size, width)) return;
-    check.fail(name, std::string(shape) + " with tiles of 128, 256, 512 or 1024", describe(ptr));
+    check.fail(name, std::string(shape) + " with tiles of 128 * 2^k", describe(ptr));
   }
 
   // The last pointer is nnz. The other contents were checked when the pattern was built.
@@ -82,6 +82,16 @@ std::tuple<Tensor, Tensor, Tensor> csr_derive(const Tensor& row_ptr, const Tenso
   check.tensor("col_idx", col_idx, ScalarType::Int, row_ptr, {-1});
   if (row_ptr.numel() < 1 || in_features < 0 || width < 1 || t_width < 1)
     check.fail("row_ptr", "int32 [out + 1], with in_features >= 0 and tile widths >= 1", describe(row_ptr));
+  const int32_t *ptr = row_ptr.const_data_ptr<int32_t>(), *idx = col_idx.const_data_ptr<int32_t>();
+  const int64_t nnz = col_idx.numel();
+  bool sound = ptr[0] == 0 && ptr[row_ptr.numel() - 1] == nnz;
+  for (int64_t r = 0; sound && r + 1 < row_ptr.numel(); r++) {
+    sound = ptr[r] <= ptr[r + 1] && ptr[r + 1] <= nnz;
+    for (int64_t k = ptr[r]; sound && k < ptr[r + 1]; k++)
+      sound = idx[k] < in_features && (k == ptr[r] ? idx[k] >= 0 : idx[k] > idx[k - 1]);
+  }
+  if (!sound)
+    check.fail("col_idx", "a CSR pattern with row_ptr: columns below in_features, ascending in each row", "another");
   const int64_t rows = row_ptr.numel() - 1;
   const auto ints = [&](int64_t tiles, int64_t size) {
     return empty_strided(row_ptr, ScalarType::Int, {tiles + 1, size}, {size > 0 ? size : 1, 1});
@@ -89,9 +99,8 @@ std::tuple<Tensor, Tensor, Tensor> csr_derive(const Tensor& row_ptr, const Tenso
   Tensor tile_ptr = ints(CsrPattern::tiles(in_features, width), rows);
   Tensor t_tile_ptr = ints(CsrPattern::tiles(rows, t_width), in_features);
   Tensor t_slot = empty_strided(row_ptr, ScalarType::Int, {col_idx.numel()}, {1});
-  sk_csr_derive(rows, in_features, width, t_width, row_ptr.const_data_ptr<int32_t>(), col_idx.const_data_ptr<int32_t>(),
-                tile_ptr.mutable_data_ptr<int32_t>(), t_tile_ptr.mutable_data_ptr<int32_t>(),
-                t_slot.mutable_data_ptr<int32_t>());
+  sk_csr_derive(rows, in_features, width, t_width, ptr, idx, tile_ptr.mutable_data_ptr<int32_t>(),
+                t_tile_ptr.mutable_data_ptr<int32_t>(), t_slot.mutable_data_ptr<int32_t>());
   return {tile_ptr, t_tile_ptr, t_slot};
 }
 

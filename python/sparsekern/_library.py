@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -22,6 +23,8 @@ def _load() -> str | None:
         return f"{LIBRARY.name} is not built: reinstall with a C++17 compiler at hand (`pip install .`)"
     try:
         torch.ops.load_library(str(LIBRARY))
+        if error := torch.ops.sparsekern.isa_error():
+            warnings.warn(f"{error}; using {torch.ops.sparsekern.isa()}", RuntimeWarning, stacklevel=2)
     except OSError as error:
         return f"{LIBRARY.name} does not load: {error}"
     return None

@@ -47,6 +47,8 @@ def linear(
         raise ValueError(f"pattern must be on {x.device} as x is, got one on {pattern.device}")
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         x, values, bias = _autocast(x, values, bias)
+    if not x.is_floating_point():
+        raise ValueError(f"x must be of a float dtype, got {x.dtype}")
     _check_like("values", values, x, pattern.values_shape)
     if bias is not None:
         _check_like("bias", bias, x, (out_features,))

@@ -13,7 +13,7 @@ typedef struct {
   int64_t rows;
   int64_t cols;
   int64_t nnz;               /* < 2^31 */
-  int64_t tiles;             /* >= 1: columns are cut into tiles of 128 * 2^k <= 1024, the smallest such width that makes
+  int64_t tiles;             /* >= 1: columns are cut into tiles of 128 * 2^k, the smallest such width that makes
                                 this many */
   int64_t t_tiles;           /* >= 1: tiles of rows, likewise. Backward only */
   const int32_t* col_idx;    /* nnz ints: columns, ascending within a row */
@@ -32,7 +32,8 @@ void sk_csr_derive(int64_t rows, int64_t cols, int64_t width, int64_t t_width, c
                    const int32_t* col_idx, int32_t* tile_ptr, int32_t* t_tile_ptr, int32_t* t_slot);
 
 /* All products are deterministic: same input and thread count, same bits. Matrices must not overlap. Each thread keeps scratch
- * memory from call to call: a copy of its share of W, 8 bytes per nonzero, and some panels of 256 KB. */
+ * memory from call to call: a copy of the weights that it works on, 8 bytes per nonzero (all of W where threads split the
+ * batch), and panels, 256 bytes per row or column of W at most. */
 
 /* y = x W^T + bias.
  *   w       W [out, in]

@@ -137,15 +137,15 @@ def _counts_to_ptr(counts: Tensor) -> Tensor:
 
 
 def tile_width(rows: int, cols: int, nnz: int) -> int:
-    """Columns per tile.
+    """Columns per tile: a power of two, at least 128.
 
-    The power of two, 128 to 1024, at which a row has at least 8 entries in a tile on average.
-
-    128 columns × 64 batch floats are 32 KB, the L1 cache. Fewer entries per tile cost more than L1 misses:
-    each row's accumulators are loaded and stored once per tile.
+    128 columns × 64 batch floats are 32 KB, the L1 cache. Fewer than 8 entries of a row per tile, on average,
+    cost more than L1 misses, because each row's accumulators are loaded and stored once per tile: so tiles
+    grow up to 1024 columns. Beyond that they grow while they hold less than one entry, so that ``tile_ptr``
+    stays O(nnz).
     """
     width = 128
-    while width < 1024 and nnz * width < 8 * rows * cols:
+    while nnz * width < (8 if width < 1024 else 1) * rows * cols and width < 2**16:
         width *= 2
     return width
 

@@ -172,7 +172,8 @@ class SparseLinear(nn.Module):
         :mod:`sparsekern.training`.
 
         Args:
-            pattern: a pattern of any format this layer can take, or a bool mask ``[out, in]``.
+            pattern: a pattern of this layer's format, or a bool mask ``[out, in]``. With another nnz, an
+                optimizer that has state for ``values`` must be made anew: its tensors have the old shape.
             values: the new values, where they are known already.
 
         Raises:
@@ -241,7 +242,13 @@ class SparseLinear(nn.Module):
 
     def _load_pattern(self, state: dict[str, Tensor]) -> None:
         """Take over a checked pattern, and make room for its values."""
+        for name, tensor in state.items():
+            if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+                got = f"a {tensor.layout} one" if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise ValueError(f"{name} must be a dense torch.Tensor, got {got}")
         values = state.pop("values")
+        if not values.is_floating_point():
+            raise ValueError(f"values must be floating-point numbers, got {values.dtype}")
         # A copy, even on one device: what was checked must not change with a memory-mapped file.
         device = values.device if self.values.is_meta else self.values.device
         state = {name: tensor.to(device, copy=True).contiguous() for name, tensor in state.items()}

@@ -6,6 +6,7 @@ import weakref
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from ..nn import SparseLinear
@@ -54,6 +55,7 @@ class Method:
                 f"optimizer must train the values of every sparse layer, but not those of {missing}: "
                 "make it from model.parameters() after sparsify"
             )
+        _check_ranks(self.layers)
         self.optimizer = optimizer
         self.total_steps = total_steps
         self.step_count = 0
@@ -103,6 +105,24 @@ class Method:
         # the device, by this tensor. It is read only when it matters, as reading it waits for the GPU.
         found_inf = getattr(optimizer, "found_inf", None)
         self._stepped = found_inf is None or not self._is_due(self.step_count + 1) or not bool(found_inf)
+
+
+def _check_ranks(layers: dict[str, SparseLinear]) -> None:
+    """Raise unless every rank of ``torch.distributed`` has the same patterns: DDP sends parameters only."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    for name, layer in layers.items():
+        index = layer.pattern.flat_index().reshape(-1)
+        weight = torch.arange(index.numel(), device=index.device) % 65521 + 1
+        sums = torch.stack([index.sum(), (index * weight).sum(), index.new_tensor(index.numel())])
+        least, most = sums.clone(), sums
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        if not torch.equal(least, most):
+            raise ValueError(
+                f"every rank must have the same pattern in layer {name!r}, got different ones: "
+                "seed all ranks alike before the model is made, or load one state_dict on all of them"
+            )
 
 
 class Static(Method):
