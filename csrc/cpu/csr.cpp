@@ -216,6 +216,7 @@ void linear_panel(const sk_csr& w, const Entry* entry, int64_t group, int64_t r0
   for (int64_t r = r0; r < r1; r += kLanes) {
     const int64_t end = min(r + kLanes, r1);
     float* rows = y_panel + (r - r0) * s.stride;
+    prefetch_unpack<T>(y, r, end, s);
     entry = linear_rows<NV>(w, entry, t, w.tiles, r, end, x, bias, s.stride, rows);
     unpack<T>(y, r, end, s, rows);
   }

@@ -123,6 +123,19 @@ void unpack(const sk_matrix& m, int64_t begin, int64_t end, Slice s, const float
   }
 }
 
+// Fetches, for writing, what unpack of the same arguments will write.
+template <class T>
+void prefetch_unpack(const sk_matrix& m, int64_t begin, int64_t end, Slice s) {
+  const T* data = static_cast<const T*>(m.data) + s.begin * m.stride_batch + begin * m.stride_feature;
+  constexpr int kLine = 64 / sizeof(T);
+  if (m.stride_batch == 1) {
+    for (int64_t f = 0; f < end - begin; f++)
+      for (int64_t c = 0; c < s.count; c += kLine) __builtin_prefetch(data + f * m.stride_feature + c, 1);
+  } else {
+    for (int64_t c = 0; c < s.count; c++) __builtin_prefetch(data + c * m.stride_batch, 1);
+  }
+}
+
 // Calls body(begin, end) on ranges of [0, n), in parallel unless the whole work is below what waking a thread costs
 // (about 5 us, 100 kFLOP).
 template <class F>
