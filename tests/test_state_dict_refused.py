@@ -110,6 +110,15 @@ CORRUPTIONS = {
     ),
     "values 2-D": (corrupted("values", lambda t: t[None]), r"values must have shape \[180\], got \[1, 180\]"),
     "values missing": (removed("values"), r'Missing key.*"values"'),
+    "values no tensor": (lambda s: s.update(values=[1.0]), r"values must be a dense torch.Tensor, got list"),
+    "values sparse": (
+        lambda s: s.update(values=s["values"].to_sparse()),
+        r"values must be a dense torch.Tensor, got a torch.sparse_coo one",
+    ),
+    "values bool": (
+        lambda s: s.update(values=s["values"] > 0),
+        r"values must be floating-point numbers, got torch.bool",
+    ),
 }
 ALL = [
     *(pytest.param("csr", *case, id=name) for name, case in CSR_CORRUPTIONS.items()),

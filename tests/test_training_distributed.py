@@ -31,6 +31,7 @@ class Net(nn.Module):
 def run(rank, kind, port, results):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=RANKS)
+    check_patterns_are_compared(kind, rank)
     torch.manual_seed(0)
     net = Net()
     model = DistributedDataParallel(net, find_unused_parameters=True)
@@ -49,6 +50,13 @@ def run(rank, kind, port, results):
     assert all(method.churn.values())
     results[rank] = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
     dist.destroy_process_group()
+
+
+def check_patterns_are_compared(kind, rank):
+    torch.manual_seed(1 + rank)
+    net = Net()
+    with pytest.raises(ValueError, match="every rank must have the same pattern in layer 'a', got different"):
+        KINDS[kind](net, torch.optim.SGD(net.parameters()), total_steps=100)
 
 
 def check_first_update(net, method, model, optimizer, x, rank):
