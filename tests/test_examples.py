@@ -15,13 +15,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
-import train_vision
-from vision import checkpoint, data, options
-from vision.checkpoint import CheckpointError
-from vision.run import METHODS, Recipe, Run
+for package in ("tqdm", "sklearn", "matplotlib"):
+    pytest.importorskip(package)
 
-pytest.importorskip("sklearn")
-pytest.importorskip("matplotlib")
+import train_vision  # noqa: E402
+from vision import checkpoint, data, options  # noqa: E402
+from vision.checkpoint import CheckpointError  # noqa: E402
+from vision.run import METHODS, Recipe, Run  # noqa: E402
 
 SCRIPT = Path(train_vision.__file__)
 TINY = ["--dataset=digits", "--hidden", "48", "32", "--sparsity=0.8", "--batch-size=100", "--update-every=5"]
@@ -216,7 +216,14 @@ def test_resumes_an_interrupted_session(
 
 def test_a_real_interrupt(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), *TINY, "--epochs", "100000", "--out", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs ignore SIGINT, and so would the programs that they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     path = tmp_path / "checkpoint.pt"
     try:
         deadline = time.monotonic() + 120
