@@ -104,8 +104,10 @@ std::tuple<Tensor, Tensor, Tensor> csr_derive(const Tensor& row_ptr, const Tenso
   return {tile_ptr, t_tile_ptr, t_slot};
 }
 
-Tensor csr_linear(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
-                  const std::vector<Tensor>& pattern) {
+// Checks and allocates for csr_linear on any device; run(pattern, w, input, bias, output, dtype) computes.
+template <class Run>
+Tensor linear(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias, const std::vector<Tensor>& pattern,
+              Run run) {
   const Checker check{"csr_linear"};
   const CsrPattern p(check, pattern, x);
   const sk_csr w = p.weight();
@@ -116,30 +118,33 @@ Tensor csr_linear(const Tensor& x, const Tensor& values, const std::optional<Ten
   Tensor y = empty_matrix(x, input.batch, w.rows);
   if (y.numel() == 0) return y;
   const sk_matrix output = check.matrix("y", y, w.rows);
-  const sk_threads threads = torch_threads();
-  sk_csr_linear(&w, values.const_data_ptr(), &input, bias ? bias->const_data_ptr() : nullptr, &output, dtype, &threads);
+  run(p, w, input, bias ? bias->const_data_ptr() : nullptr, output, dtype);
   return y;
+}
+
+Tensor csr_linear(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
+                  const std::vector<Tensor>& pattern) {
+  return linear(x, values, bias, pattern,
+                [&](const CsrPattern&, const sk_csr& w, const sk_matrix& input, const void* b, const sk_matrix& output,
+                    sk_dtype dtype) {
+                  const sk_threads threads = torch_threads();
+                  sk_csr_linear(&w, values.const_data_ptr(), &input, b, &output, dtype, &threads);
+                });
 }
 
 #ifdef SPARSEKERN_CUDA
 Tensor csr_linear_cuda(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias,
                        const std::vector<Tensor>& pattern) {
-  const Checker check{"csr_linear"};
-  const CsrPattern p(check, pattern, x);
-  const sk_csr w = p.weight();
-  const sk_dtype dtype = check.dtype("x", x);
-  check.tensor("values", values, x.scalar_type(), x, {w.nnz});
-  if (bias) check.tensor("bias", *bias, x.scalar_type(), x, {w.rows});
-  const sk_matrix input = check.matrix("x", x, w.cols);
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  Tensor y = empty_matrix(x, input.batch, w.rows);
-  if (y.numel() == 0) return y;
-  const sk_matrix output = check.matrix("y", y, w.rows);
-  const char* error = sk_csr_linear_cuda(&w, p.row_ptr.const_data_ptr<int32_t>(), values.const_data_ptr(), &input,
-                                         bias ? bias->const_data_ptr() : nullptr, &output, dtype,
-                                         current_cuda_stream(x.get_device_index()));
-  if (error != nullptr) throw std::runtime_error(std::string("sparsekern::csr_linear: CUDA says: ") + error);
-  return y;
+  return linear(x, values, bias, pattern,
+                [&](const CsrPattern& p, const sk_csr& w, const sk_matrix& input, const void* b, const sk_matrix& output,
+                    sk_dtype dtype) {
+                  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+                  const char* error =
+                      sk_csr_linear_cuda(&w, p.row_ptr.const_data_ptr<int32_t>(), values.const_data_ptr(), &input, b,
+                                         &output, dtype, current_cuda_stream(x.get_device_index()));
+                  if (error != nullptr)
+                    throw std::runtime_error(std::string("sparsekern::csr_linear: CUDA says: ") + error);
+                });
 }
 #endif
 
