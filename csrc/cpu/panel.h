@@ -5,6 +5,7 @@
 
 #include <cstdlib>
 #include <new>
+#include <type_traits>
 
 #include "simd.h"
 #include "sparsekern/common.h"
@@ -143,6 +144,48 @@ void parallel_for(const sk_threads& threads, int64_t n, double flops, F body) {
   if (n <= 0) return;
   if (threads.threads <= 1 || n == 1 || flops < 1e5) return body(int64_t(0), n);
   threads.parallel_for(n, [](int64_t begin, int64_t end, void* f) { (*static_cast<F*>(f))(begin, end); }, &body);
+}
+
+// How a product is split over threads: `groups` of panels x `ranges` of rows or columns of W, a task each.
+struct Split {
+  int64_t groups, ranges;
+};
+
+// The split of least time for the busiest thread. A task takes `panel` + `panel_part` / ranges for each of its panels and
+// `once` / ranges once; each group beyond the first costs `merge`. Any unit of time.
+Split split_work(int64_t panels, int threads, int64_t least_ranges, int64_t most_ranges, double panel, double panel_part,
+                 double once, double merge) {
+  Split best = {1, 1};
+  double least = -1.0;
+  for (int64_t groups = 1; groups <= max<int64_t>(1, min<int64_t>(panels, threads)); groups++) {
+    const int64_t ranges = max<int64_t>(1, min(max(ceil_div(threads, groups), least_ranges), most_ranges));
+    const double task = ceil_div(panels, groups) * (panel + panel_part / ranges) + once / ranges;
+    const double time = ceil_div(groups * ranges, threads) * task + (groups - 1) * merge;
+    if (least < 0.0 || time < least) least = time, best = {groups, ranges};
+  }
+  return best;
+}
+
+// Costs for split_work, in ns on one core of Zen 4; only their ratios matter.
+constexpr double kFloatCost = 0.2;     // pack or unpack one float
+constexpr double kEntryCost = 0.35;    // copy one entry, 3 times that transposed
+constexpr double kColumnCost = 0.017;  // one weight x one batch column
+
+// Calls f with the number of vectors in `width` as a compile-time constant.
+template <class F>
+void with_vectors(int width, F f) {
+  switch (width / kLanes) {
+    case 1: return f(std::integral_constant<int, 1>{});
+    case 2: return f(std::integral_constant<int, 2>{});
+    case 3: return f(std::integral_constant<int, 3>{});
+    case 4: return f(std::integral_constant<int, 4>{});
+#if !defined(__AVX512F__)
+    case 5: return f(std::integral_constant<int, 5>{});
+    case 6: return f(std::integral_constant<int, 6>{});
+    case 7: return f(std::integral_constant<int, 7>{});
+    case 8: return f(std::integral_constant<int, 8>{});
+#endif
+  }
 }
 
 }  // namespace sk::SK_ISA
