@@ -9,28 +9,63 @@ import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from sparsekern import Pattern
-from sparsekern.formats import pattern_type
+from sparsekern.formats import parse_format
 from tolerance import Exact
 from torch import Tensor
 
 
 def unstructured_mask(out_features: int, in_features: int, density: float) -> Tensor:
-    """Random positions. Between densities 0 and 1, one row and one column are full and a tenth is empty."""
+    """Random positions. Between densities 0 and 1, one row and one column are full and a tenth is empty.
+
+    Of a single row or column, none is empty.
+    """
     mask = torch.rand(out_features, in_features) < density
     if 0.0 < density < 1.0:
         mask[torch.randint(out_features, ())] = True
         mask[:, torch.randint(in_features, ())] = True
-        mask[torch.randperm(out_features)[: -(-out_features // 10)]] = False
-        mask[:, torch.randperm(in_features)[: -(-in_features // 10)]] = False
+        for axis, size in enumerate((out_features, in_features)):
+            if size > 1:
+                mask.index_fill_(axis, torch.randperm(size)[: -(-size // 10)], False)
     return mask
 
 
-MASKS: dict[str, Callable[[int, int, float], Tensor]] = {"csr": unstructured_mask}
+def block_mask(out_features: int, in_features: int, density: float, block: tuple[int, int]) -> Tensor:
+    """Random blocks, those at the edges cut off."""
+    down, across = -(-out_features // block[0]), -(-in_features // block[1])
+    mask = unstructured_mask(down, across, density)
+    return mask.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)[:out_features, :in_features]
+
+
+def pruned_mask(out_features: int, in_features: int, density: float, format: str) -> Tensor:
+    """The mask of random scores, for formats that fix their density."""
+    return parse_format(format).prune(torch.rand(out_features, in_features))
+
+
+def mask_maker(format: str) -> Callable[[int, int, float], Tensor]:
+    """``(out, in, density)`` to a random mask of a format."""
+    kind = parse_format(format)
+    if kind.fixed_sparsity is not None:
+        return partial(pruned_mask, format=format)
+    return partial(block_mask, **kind.options) if kind.options else unstructured_mask
+
+
+MASKS = {
+    format: mask_maker(format)
+    for format in ("csr", "bsr4", "bsr16x8", "bsr32", "2:4", "2:8", "5:11", "64:2:8", "4:2:5")
+}
 """Format spec string to a random mask of that format."""
+
+ALL_FORMATS = (
+    *("csr", "bsr4", "bsr8", "bsr16", "bsr32", "bsr64", "bsr128", "bsr4x128", "bsr128x4", "bsr64x32"),
+    *("1:1", "1:2", "1:4", "2:4", "3:4", "4:4", "2:8", "4:8", "8:16", "16:16", "1:16"),
+    *("64:2:8", "128:2:16", "32:2:5", "4:2:4", "16:2:32"),
+)
+"""Specs that are tried on few cases."""
 
 SMALL_SHAPES = ((1, 1), (7, 5), (16, 16))
 MEDIUM_SHAPES = ((333, 129), (130, 1000), (1025, 257))
@@ -57,12 +92,22 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def random_pattern(format: str, shape: tuple[int, int], density: float) -> Pattern:
-    return pattern_type(format).from_mask(MASKS[format](*shape, density))
+    return parse_format(format).from_mask(mask_maker(format)(*shape, density))
 
 
 def op(pattern: Pattern, product: str) -> Any:
     """The op of a pattern's format, e.g. ``torch.ops.sparsekern.csr_linear`` for ``"linear"``."""
     return getattr(torch.ops.sparsekern, f"{pattern.format}_{product}")
+
+
+def free(format: str, sparsity: float) -> float | None:
+    """``sparsity``, or None where the format fixes it."""
+    return sparsity if parse_format(format).fixed_sparsity is None else None
+
+
+def where(pattern: Pattern) -> tuple[list[Tensor], list[int]]:
+    """A pattern as its ops take it."""
+    return pattern.tensors(), pattern.sizes()
 
 
 @dataclass(frozen=True)
@@ -85,8 +130,9 @@ def cases(
     """All cases, or only ``sample`` random batches and densities of each format, shape, dtype and layout."""
     chosen = random.Random(torch.initial_seed())
     for format, shape, dtype, layout in itertools.product(formats, shapes, dtypes, layouts):
-        rest = list(itertools.product(BATCHES, DENSITIES))
-        for batch, density in rest if sample is None else chosen.sample(rest, sample):
+        free = parse_format(format).fixed_sparsity is None
+        rest = list(itertools.product(BATCHES, DENSITIES if free else DENSITIES[-1:]))
+        for batch, density in rest if sample is None else chosen.sample(rest, min(sample, len(rest))):
             yield Case(format, shape, batch, density, dtype, layout)
 
 
@@ -95,7 +141,7 @@ def check_products(case: Case) -> None:
     lay = LAYOUTS[case.layout]
     out_features, in_features = case.shape
     pattern = random_pattern(case.format, case.shape, case.density)
-    tensors = pattern.tensors()
+    at = where(pattern)
     x = lay(torch.randn(case.batch, in_features).to(case.dtype))
     grad = lay(torch.randn(case.batch, out_features).to(case.dtype))
     values = torch.randn(pattern.values_shape).to(case.dtype)
@@ -103,17 +149,17 @@ def check_products(case: Case) -> None:
     weight = pattern.scatter  # values to W, so that W of ones holds a 1 for each term
 
     y = Exact(lambda x, v: x @ weight(v).t(), x, values)
-    y.check(op(pattern, "linear")(x, values, None, tensors), f"linear {case}")
+    y.check(op(pattern, "linear")(x, values, None, *at), f"linear {case}")
     y = Exact(lambda x, v, b: x @ weight(v).t() + b, x, values, bias)
-    y.check(op(pattern, "linear")(x, values, bias, tensors), f"linear with bias {case}")
+    y.check(op(pattern, "linear")(x, values, bias, *at), f"linear with bias {case}")
 
     grad_x = Exact(lambda g, v: g @ weight(v), grad, values)
     grad_values = Exact(lambda g, x: pattern.gather(g.t() @ x), grad, x)
     grad_bias = Exact(lambda g: g.sum(0), grad)
-    grad_x.check(op(pattern, "linear_backward_input")(grad, values, tensors), f"backward_input {case}")
-    grad_values.check(op(pattern, "linear_backward_weight")(grad, x, tensors), f"backward_weight {case}")
+    grad_x.check(op(pattern, "linear_backward_input")(grad, values, *at), f"backward_input {case}")
+    grad_values.check(op(pattern, "linear_backward_weight")(grad, x, *at), f"backward_weight {case}")
     for need in itertools.product((True, False), repeat=3):
-        gradients = op(pattern, "linear_backward")(grad, x, values, tensors, *need)
+        gradients = op(pattern, "linear_backward")(grad, x, values, *at, *need)
         for exact, got, needed in zip((grad_x, grad_values, grad_bias), gradients, need, strict=True):
             if needed:
                 exact.check(got, f"backward, need {need}, {case}")

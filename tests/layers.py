@@ -6,11 +6,12 @@ from typing import Any
 
 import sparsekern as sk
 import torch
+from cases import free
 
 
 def make_layer(format: str = "csr", sparsity: float = 0.7, **options: Any) -> sk.SparseLinear:
-    """A layer of random values and positions; W is [30, 20]."""
-    return sk.SparseLinear(20, 30, sparsity=sparsity, format=format, **options)
+    """A layer of random values and positions; W is [100, 70]."""
+    return sk.SparseLinear(70, 100, sparsity=free(format, sparsity), format=format, **options)
 
 
 def assert_equal_layers(a: sk.SparseLinear, b: sk.SparseLinear) -> None:
@@ -20,7 +21,7 @@ def assert_equal_layers(a: sk.SparseLinear, b: sk.SparseLinear) -> None:
     assert torch.equal(a.values, b.values), "values differ"
     assert torch.equal(a.bias, b.bias) if a.bias is not None and b.bias is not None else a.bias is b.bias
     assert all(torch.equal(s, t) for s, t in zip(a.pattern.tensors(), b.pattern.tensors(), strict=True))
-    x = torch.randn(5, 20, dtype=a.values.dtype)
+    x = torch.randn(5, 70, dtype=a.values.dtype)
     assert torch.equal(a(x), b(x))
 
 

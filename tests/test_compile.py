@@ -5,8 +5,8 @@ import io
 import pytest
 import sparsekern as sk
 import torch
-from cases import MASKS
-from sparsekern.formats import pattern_type
+from cases import MASKS, free
+from sparsekern.formats import parse_format
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -22,7 +22,7 @@ def _fresh_compiler():
 
 
 def make(format, bias=True):
-    return sk.SparseLinear(20, 30, bias, sparsity=0.7, format=format)
+    return sk.SparseLinear(70, 100, bias, sparsity=free(format, 0.7), format=format)
 
 
 def step(layer, x):
@@ -43,11 +43,11 @@ def test_one_graph_serves_every_batch(format, bias):
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layer, backend=counter, fullgraph=True, dynamic=True)
     for batch in (5, 2, 17, 64, 200):
-        assert_same(compiled, layer, torch.randn(batch, 20))
+        assert_same(compiled, layer, torch.randn(batch, 70))
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("shape", [(20,), (1, 20), (0, 20), (3, 4, 20)], ids=str)
+@pytest.mark.parametrize("shape", [(70,), (1, 70), (0, 70), (3, 4, 70)], ids=str)
 @formats
 def test_other_shapes(format, shape):
     layer = make(format)
@@ -60,7 +60,7 @@ def test_feature_major(format):
     layer = make(format)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)
     for batch in (5, 17):
-        x = torch.randn(20, batch).t()
+        x = torch.randn(70, batch).t()
         assert_same(compiled, layer, x)
         assert compiled(x).stride() == layer(x).stride() == (1, batch)
 
@@ -70,9 +70,9 @@ def test_a_new_pattern_of_equal_size_compiles_nothing(format):
     layer = make(format)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layer, backend=counter, fullgraph=True)
-    x = torch.randn(8, 20)
+    x = torch.randn(8, 70)
     for _ in range(3):
-        mask = pattern_type(format).prune(torch.rand(30, 20), 0.7)
+        mask = parse_format(format).prune(torch.rand(100, 70), 0.7)
         layer.set_pattern(mask)
         with torch.no_grad():
             layer.values.normal_()
@@ -84,19 +84,19 @@ def test_a_new_pattern_of_equal_size_compiles_nothing(format):
 def test_a_new_pattern_of_another_size(format):
     layer = make(format)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-    x = torch.randn(8, 20)
+    x = torch.randn(8, 70)
     for sparsity in (0.7, 0.5, 0.0):
-        layer.set_pattern(pattern_type(format).prune(torch.rand(30, 20), sparsity))
+        layer.set_pattern(parse_format(format).prune(torch.rand(100, 70), sparsity))
         assert_same(compiled, layer, x)
 
 
 @formats
 def test_several_layers_share_one_graph(format):
-    model = nn.Sequential(make(format), nn.ReLU(), sk.SparseLinear(30, 10, sparsity=0.5, format=format))
+    model = nn.Sequential(make(format), nn.ReLU(), sk.SparseLinear(100, 10, sparsity=free(format, 0.5), format=format))
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
     for batch in (4, 9):
-        assert_same(compiled, model, torch.randn(batch, 20))
+        assert_same(compiled, model, torch.randn(batch, 70))
     assert counter.frame_count == 1
 
 
@@ -105,8 +105,8 @@ def test_autocast(format):
     layer = make(format)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     with torch.autocast("cpu"):
-        assert_same(compiled, layer, torch.randn(6, 20))
-        assert compiled(torch.randn(6, 20)).dtype == torch.bfloat16
+        assert_same(compiled, layer, torch.randn(6, 70))
+        assert compiled(torch.randn(6, 70)).dtype == torch.bfloat16
 
 
 @formats
@@ -115,15 +115,15 @@ def test_inductor(format):
     layer = make(format)
     compiled = torch.compile(layer, fullgraph=True, dynamic=True)
     for batch in (4, 9):
-        assert_same(compiled, layer, torch.randn(batch, 20))
-        assert_same(compiled, layer, torch.randn(20, batch).t())
+        assert_same(compiled, layer, torch.randn(batch, 70))
+        assert_same(compiled, layer, torch.randn(70, batch).t())
 
 
 @formats
 def test_float64_compiles_to_the_reference(format):
     layer = make(format).double()
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-    assert_same(compiled, layer, torch.randn(6, 20, dtype=torch.float64))
+    assert_same(compiled, layer, torch.randn(6, 70, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("strict", [True, False])
@@ -131,12 +131,12 @@ def test_float64_compiles_to_the_reference(format):
 def test_export(format, strict):
     layer = make(format)
     batch = torch.export.Dim("batch")
-    program = torch.export.export(layer, (torch.randn(4, 20),), dynamic_shapes=({0: batch},), strict=strict)
+    program = torch.export.export(layer, (torch.randn(4, 70),), dynamic_shapes=({0: batch},), strict=strict)
     file = io.BytesIO()
     torch.export.save(program, file)
     file.seek(0)
     loaded = torch.export.load(file).module()
     for size in (2, 33):
-        x = torch.randn(size, 20)
+        x = torch.randn(size, 70)
         assert torch.equal(program.module()(x), layer(x))
         assert torch.equal(loaded(x), layer(x))

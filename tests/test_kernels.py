@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import (
+    ALL_FORMATS,
     DENSITIES,
     DTYPES,
     LARGE_SHAPES,
@@ -22,8 +23,10 @@ from cases import (
     op,
     padded,
     random_pattern,
+    where,
 )
 from sparsekern import _library
+from sparsekern.formats import parse_format
 
 pytestmark = pytest.mark.skipif(
     _library.LOAD_ERROR is not None, reason=f"needs the native kernels: {_library.LOAD_ERROR}"
@@ -52,6 +55,12 @@ def test_medium(format, shape, dtype, layout):
 @pytest.mark.parametrize("format", MASKS)
 def test_large(format, shape):
     for case in cases([shape], [format], ["batch-major", "feature-major"], sample=1):
+        check_products(case)
+
+
+@pytest.mark.parametrize("format", ALL_FORMATS)
+def test_every_spec(format):
+    for case in cases([(70, 45), (200, 333)], [format], ["batch-major", "feature-major"], sample=2):
         check_products(case)
 
 
@@ -116,9 +125,8 @@ def test_an_unknown_isa_is_reported():
 
 
 def run_all(pattern, x, values, bias, grad):
-    tensors = pattern.tensors()
-    y = op(pattern, "linear")(x, values, bias, tensors)
-    return [y, *op(pattern, "linear_backward")(grad, x, values, tensors, True, True, True)]
+    y = op(pattern, "linear")(x, values, bias, *where(pattern))
+    return [y, *op(pattern, "linear_backward")(grad, x, values, *where(pattern), True, True, True)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -155,11 +163,14 @@ def test_threads(format, threads):
 @pytest.mark.parametrize("format", MASKS)
 def test_only_the_pattern_is_read(format, batch, dtype):
     """A column of x that W does not use, and a row of grad that it does not use, may hold anything."""
-    pattern = random_pattern(format, (60, 150), 0.03)
+    if parse_format(format).fixed_sparsity is None:
+        pattern = random_pattern(format, (60, 150), 0.03)
+    else:  # such formats use every row: let all of them use the same columns
+        pattern = parse_format(format).from_mask(parse_format(format).prune(torch.rand(150).expand(60, -1)))
     mask = pattern.to_mask()
     unused_inputs, unused_outputs = ~mask.any(0), ~mask.any(1)
     assert unused_inputs.any()
-    assert unused_outputs.any()
+    assert unused_outputs.any() or parse_format(format).fixed_sparsity is not None
     x, grad = torch.randn(batch, 150).to(dtype), torch.randn(batch, 60).to(dtype)
     x[:, unused_inputs] = torch.nan
     grad[:, unused_outputs] = torch.nan

@@ -23,9 +23,11 @@ ISA_FLAGS = {"generic": [], **({"avx2": ["-march=x86-64-v3"], "avx512": ["-march
 def test_random_products(sanitizers: str, tmp_path: Path) -> None:
     flags = ["-std=c++17", "-O1", "-g", "-Wno-psabi", "-pthread", f"-fsanitize={sanitizers}"]
     flags += ["-fno-sanitize-recover=all", f"-I{ROOT}/csrc/include"]
-    sources = [("", ROOT / f"csrc/cpu/{name}.cpp") for name in ("isa", "csr_pattern")]
-    sources += [("", ROOT / "tests/cpp/csr_random.cpp")]
-    sources += [(isa, ROOT / f"csrc/cpu/{name}.cpp") for isa in ISA_FLAGS for name in ("csr", "peak")]
+    sources = [("", ROOT / f"csrc/cpu/{name}.cpp") for name in ("isa", "csr_pattern", "dense")]
+    sources += [
+        (isa, ROOT / f"csrc/cpu/{name}.cpp") for isa in ISA_FLAGS for name in ("csr", "bsr", "nm", "vnm", "peak")
+    ]
+    programs = [ROOT / f"tests/cpp/{name}_random.cpp" for name in ("csr", "bsr", "nm")]
 
     def compile_one(job: tuple[str, Path]) -> Path:
         isa, source = job
@@ -35,12 +37,18 @@ def test_random_products(sanitizers: str, tmp_path: Path) -> None:
         return target
 
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, sources))
-    program = tmp_path / "csr_random"
-    linked = subprocess.run([COMPILER, *flags, *objects, "-o", program], capture_output=True, text=True)
-    if linked.returncode and "cannot find" in linked.stderr:
-        pytest.skip(f"the compiler lacks the runtime of -fsanitize={sanitizers}")
-    assert linked.returncode == 0, linked.stderr
+        objects = list(pool.map(compile_one, [*sources, *(("", program) for program in programs)]))
+    kernels, mains = objects[: len(sources)], objects[len(sources) :]
     seed = random.randrange(2**31)
-    run = subprocess.run([program, str(seed), "40"], capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, f"seed {seed}\n{run.stdout}{run.stderr}"
+    for main in mains:
+        program = main.with_suffix("")
+        linked = subprocess.run(
+            [COMPILER, *flags, *kernels, main, "-o", program], capture_output=True, text=True, check=False
+        )
+        if linked.returncode and "cannot find" in linked.stderr:
+            pytest.skip(f"the compiler lacks the runtime of -fsanitize={sanitizers}")
+        assert linked.returncode == 0, linked.stderr
+        run = subprocess.run(
+            [program, str(seed), "40"], capture_output=True, text=True, timeout=300, check=False
+        )
+        assert run.returncode == 0, f"{program.name}, seed {seed}\n{run.stdout}{run.stderr}"

@@ -6,7 +6,7 @@ import io
 import pytest
 import sparsekern as sk
 import torch
-from cases import MASKS
+from cases import MASKS, free
 from layers import assert_equal_layers, detached, make_layer
 from torch import nn
 
@@ -37,12 +37,12 @@ def removed(name):
 
 CSR_CORRUPTIONS = {
     "column too large": (
-        corrupted("col_idx", put(5, 20)),
-        r"col_idx must be in \[0, 20\), got values from \d to 20",
+        corrupted("col_idx", put(5, 70)),
+        r"col_idx must be in \[0, 70\), got values from \d to 70",
     ),
     "column negative": (
         corrupted("col_idx", put(5, -1)),
-        r"col_idx must be in \[0, 20\), got values from -1 to",
+        r"col_idx must be in \[0, 70\), got values from -1 to",
     ),
     "column huge": (
         corrupted("col_idx", put(0, 2**31 - 1)),
@@ -94,11 +94,11 @@ CSR_CORRUPTIONS = {
     ),
     "rows truncated": (
         corrupted("row_ptr", lambda t: t[:-1]),
-        r"row_ptr must have out_features \+ 1 = 31 elements, got 30",
+        r"row_ptr must have out_features \+ 1 = 101 elements, got 100",
     ),
     "rows int64": (
         corrupted("row_ptr", torch.Tensor.long),
-        r"row_ptr must be int32 \[31\], got torch.int64 \[31\]",
+        r"row_ptr must be int32 \[101\], got torch.int64 \[101\]",
     ),
     "rows missing": (removed("row_ptr"), r'Missing key.*"row_ptr"'),
     "columns missing": (removed("col_idx"), r'Missing key.*"col_idx"'),
@@ -160,7 +160,7 @@ def test_a_dense_checkpoint_is_refused(format):
     layer = make_layer(format)
     before = copy.deepcopy(layer)
     with pytest.raises(RuntimeError, match=r'Missing key.*"values"(.|\n)*Unexpected key.*"weight"'):
-        layer.load_state_dict(nn.Linear(20, 30, bias=False).state_dict())
+        layer.load_state_dict(nn.Linear(70, 100, bias=False).state_dict())
     assert_equal_layers(layer, before)
 
 
@@ -169,9 +169,9 @@ def test_another_shape_is_refused(format):
     layer = make_layer(format)
     before = copy.deepcopy(layer)
     with pytest.raises(RuntimeError, match="must"):
-        layer.load_state_dict(sk.SparseLinear(20, 31, sparsity=0.7, format=format).state_dict())
+        layer.load_state_dict(sk.SparseLinear(70, 101, sparsity=free(format, 0.7), format=format).state_dict())
     with pytest.raises(RuntimeError, match="must"):
-        layer.load_state_dict(sk.SparseLinear(200, 30, sparsity=0.7, format=format).state_dict())
+        layer.load_state_dict(sk.SparseLinear(200, 100, sparsity=free(format, 0.7), format=format).state_dict())
     assert_equal_layers(layer, before)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import sparsekern as sk
 import torch
-from cases import MASKS
+from cases import MASKS, free
 from tolerance import assert_product
 from torch import nn
 from torch.autograd import forward_ad
@@ -13,7 +13,7 @@ formats = pytest.mark.parametrize("format", MASKS)
 
 
 def make(format="csr", **options):
-    return sk.SparseLinear(20, 30, sparsity=0.7, format=format, **options)
+    return sk.SparseLinear(70, 100, sparsity=free(format, 0.7), format=format, **options)
 
 
 # --- autocast ---
@@ -22,7 +22,7 @@ def make(format="csr", **options):
 @formats
 def test_autocast(format):
     layer = make(format)
-    x = torch.randn(7, 20, requires_grad=True)
+    x = torch.randn(7, 70, requires_grad=True)
     with torch.autocast("cpu"):
         y = layer(x)
     assert y.dtype == torch.bfloat16
@@ -48,7 +48,7 @@ def test_autocast_treats_dtypes_as_it_does_for_a_dense_layer(format, autocast, i
     sparse = make(format).to(inside)
     dense = sparse.to_dense()
     with torch.autocast("cpu", dtype=autocast):
-        x = torch.randn(3, 20, dtype=inside)
+        x = torch.randn(3, 70, dtype=inside)
         assert sparse(x).dtype == dense(x).dtype
     with torch.autocast("cpu", dtype=autocast, enabled=False):
         assert sparse(x).dtype == inside
@@ -56,9 +56,9 @@ def test_autocast_treats_dtypes_as_it_does_for_a_dense_layer(format, autocast, i
 
 @formats
 def test_autocast_in_a_model(format):
-    model = nn.Sequential(make(format), nn.LayerNorm(30), nn.ReLU(), nn.Linear(30, 20), make(format))
+    model = nn.Sequential(make(format), nn.LayerNorm(100), nn.ReLU(), nn.Linear(100, 70), make(format))
     with torch.autocast("cpu"):
-        loss = nn.functional.mse_loss(model(torch.randn(5, 20)).float(), torch.randn(5, 30))
+        loss = nn.functional.mse_loss(model(torch.randn(5, 70)).float(), torch.randn(5, 100))
     loss.backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
 
@@ -69,14 +69,14 @@ def test_autocast_in_a_model(format):
 @formats
 def test_func_grad(format):
     layer = make(format)
-    x = torch.randn(7, 20)
+    x = torch.randn(7, 70)
 
     def loss(parameters):
         return torch.func.functional_call(layer, parameters, x).sum()
 
     got = torch.func.grad(loss)(dict(layer.named_parameters()))
     layer(x).sum().backward()
-    ones = torch.ones(7, 30)
+    ones = torch.ones(7, 100)
     assert_product(
         (got["values"], got["bias"]), lambda g, x: (layer.pattern.gather(g.t() @ x), g.sum(0)), ones, x
     )
@@ -87,7 +87,7 @@ def test_func_grad(format):
 def test_vmap_jvp_and_jacrev(format):
     layer = make(format, bias=False)
     weight = layer.pattern.scatter
-    x, tangent = torch.randn(7, 20), torch.randn(7, 20)
+    x, tangent = torch.randn(7, 70), torch.randn(7, 70)
 
     def product(x, v):
         return x @ weight(v).t()
@@ -103,14 +103,14 @@ def test_func_says_why_native_kernels_cannot_run(format):
     layer = make(format)
     layer.backend = "native"
     with pytest.raises(ValueError, match=r'backend="native" cannot run: torch\.func transforms'):
-        torch.vmap(layer)(torch.randn(7, 20))
+        torch.vmap(layer)(torch.randn(7, 70))
 
 
 @formats
 def test_batched_gradients_are_right_or_refused(format):
     layer = make(format)
-    x = torch.randn(2, 20, requires_grad=True)
-    grads = torch.randn(4, 2, 30)
+    x = torch.randn(2, 70, requires_grad=True)
+    grads = torch.randn(4, 2, 100)
     try:
         (got,) = torch.autograd.grad(layer(x), x, grads, is_grads_batched=True)
     except RuntimeError as error:
@@ -126,7 +126,7 @@ def test_batched_gradients_are_right_or_refused(format):
 def test_forward_ad_is_right_or_refused(format, grad_mode):
     """Under no_grad too: torch computes tangents there as well."""
     layer = make(format)
-    x, tangent = torch.randn(2, 20), torch.randn(2, 20)
+    x, tangent = torch.randn(2, 70), torch.randn(2, 70)
     with torch.set_grad_enabled(grad_mode), forward_ad.dual_level():
         try:
             y = layer(forward_ad.make_dual(x, tangent))
@@ -141,11 +141,13 @@ def test_forward_ad_is_right_or_refused(format, grad_mode):
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("backend", ["native", "dense"])  # "auto" may choose anew where there are no gradients
 @formats
-def test_activation_checkpointing(format, use_reentrant):
+def test_activation_checkpointing(format, backend, use_reentrant):
     """The backward pass runs the forward pass again: torch's own ops between the layers must record it."""
-    model = nn.Sequential(make(format), nn.ReLU(), nn.Linear(30, 20), nn.Tanh(), make(format))
-    x = torch.randn(7, 20, requires_grad=True)
+    model = nn.Sequential(make(format), nn.ReLU(), nn.Linear(100, 70), nn.Tanh(), make(format))
+    model[0].backend = model[-1].backend = backend
+    x = torch.randn(7, 70, requires_grad=True)
     parameters = (x, *model.parameters())
     expected = torch.autograd.grad(model(x).square().sum(), parameters)
     checkpoint(model, x, use_reentrant=use_reentrant).square().sum().backward()
@@ -155,7 +157,7 @@ def test_activation_checkpointing(format, use_reentrant):
 @formats
 def test_saved_tensor_hooks(format):
     layer = make(format)
-    x = torch.randn(7, 20, requires_grad=True)
+    x = torch.randn(7, 70, requires_grad=True)
     expected = torch.autograd.grad(layer(x).sum(), x)[0]
     with torch.autograd.graph.save_on_cpu():
         y = layer(x)
@@ -165,7 +167,7 @@ def test_saved_tensor_hooks(format):
 @formats
 def test_a_saved_tensor_that_changed_is_noticed(format):
     layer = make(format)
-    y = layer(torch.randn(7, 20, requires_grad=True))
+    y = layer(torch.randn(7, 70, requires_grad=True))
     with torch.no_grad():
         layer.values.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -175,9 +177,9 @@ def test_a_saved_tensor_that_changed_is_noticed(format):
 @formats
 def test_meta_tensors(format):
     layer = make(format).to("meta")
-    x = torch.randn(3, 7, 20, device="meta", requires_grad=True)
+    x = torch.randn(3, 7, 70, device="meta", requires_grad=True)
     y = layer(x)
-    assert y.shape == (3, 7, 30)
+    assert y.shape == (3, 7, 100)
     assert y.device.type == "meta"
     y.sum().backward()
     assert layer.values.grad.shape == layer.values.shape
@@ -192,5 +194,5 @@ def test_anomaly_mode_and_hooks(format):
     layer.register_full_backward_hook(lambda module, grad_in, grad_out: seen.append((grad_in, grad_out)))
     layer.values.register_post_accumulate_grad_hook(lambda values: seen.append(values.grad.shape))
     with torch.autograd.detect_anomaly(check_nan=True):
-        layer(torch.randn(2, 20, requires_grad=True)).sum().backward()
+        layer(torch.randn(2, 70, requires_grad=True)).sum().backward()
     assert len(seen) == 2

@@ -25,6 +25,7 @@
 #include "sparsekern/csr.h"
 
 #include "csr_backward.h"
+#include "csr_few.h"
 #include "csr_rows.h"
 #include "kernels.h"
 
@@ -35,7 +36,8 @@ namespace {
 // all tiles, for rows that come later; else one tile at a time, which then never leaves L1 and L2.
 template <int NV, class T>
 void linear_panel(const sk_csr& w, const Entry* entry, int64_t group, int64_t r0, int64_t r1, const sk_matrix& x, bool fill,
-                  bool whole, float* x_panel, const T* bias, const sk_matrix& y, Slice s, float* sums) {
+                  bool whole, float* x_panel, const T* bias, sk_activation activation, const sk_matrix& y, Slice s,
+                  float* sums) {
   const int64_t width = tile_width(w);
   for (int64_t t = 0; t < w.tiles; t += group) {
     const int64_t c0 = t * width, c1 = min(w.cols, (t + group) * width);
@@ -44,61 +46,23 @@ void linear_panel(const sk_csr& w, const Entry* entry, int64_t group, int64_t r0
     if (t + group < w.tiles)
       entry = linear_rows<NV>(w, entry, t, t + group, r0, r1, tile - c0 * s.stride, bias, s.stride, sums, sums, s.stride);
     else
-      finish_rows<NV>(w, entry, t, r0, r1, tile - c0 * s.stride, bias, y, s, sums);
-  }
-}
-
-// A batch of at most kLanes: copying W would cost as much as multiplying with it, so it is read in place, whole rows at a
-// time: their bytes bound it, and the hardware prefetches them. x's panel, one vector wide, is in L2; in tiles that fit L1 it
-// took twice as long at 95 %, with W out of cache.
-template <class T>
-void linear_few(const sk_csr& w, const T* values, int64_t r0, int64_t r1, const float* x, const T* bias, const sk_matrix& y,
-                Slice s, float* y_panel) {
-  for (int64_t r = r0; r < r1; r++) {
-    vec sum[4] = {bias ? broadcast(to_float(bias[r])) : vec{}};  // 4: to hide the FMA latency
-    int64_t k = row_begin(w, r);
-    const int64_t end = row_begin(w, r + 1);
-    for (; k + 4 <= end; k += 4)
-      for (int i = 0; i < 4; i++)
-        sum[i] += broadcast(to_float(values[k + i])) * load(x + int64_t(w.col_idx[k + i]) * kLanes);
-    for (; k < end; k++) sum[0] += broadcast(to_float(values[k])) * load(x + int64_t(w.col_idx[k]) * kLanes);
-    store(y_panel + (r - r0) * kLanes, (sum[0] + sum[1]) + (sum[2] + sum[3]));
-  }
-  unpack<T>(y, r0, r1, s, y_panel);
-}
-
-// One batch row: a dot product per row of W, x gathered from L1. Scalar: 0.34 ns per weight on Zen 4, bound by its 3 loads,
-// where gather instructions take 0.38, and the compiler's own vectors of four inserts (turned off for this file) 0.72.
-template <class T>
-void linear_single(const sk_csr& w, const T* values, int64_t r0, int64_t r1, const float* x, const T* bias,
-                   const sk_matrix& y) {
-  constexpr int kSums = 8;  // FMA latency 4 x 2 per cycle
-  T* data = static_cast<T*>(y.data);
-  for (int64_t r = r0; r < r1; r++) {
-    int64_t k = row_begin(w, r);
-    const int64_t end = row_begin(w, r + 1);
-    float sum[kSums] = {};
-    for (; k + kSums <= end; k += kSums)
-      for (int i = 0; i < kSums; i++) sum[i] += to_float(values[k + i]) * x[w.col_idx[k + i]];
-    for (; k < end; k++) sum[0] += to_float(values[k]) * x[w.col_idx[k]];
-    for (int i = 1; i < kSums; i++) sum[0] += sum[i];
-    store_one(data + r * y.stride_feature, sum[0] + (bias ? to_float(bias[r]) : 0.0f));
+      finish_rows<NV>(w, entry, t, r0, r1, tile - c0 * s.stride, bias, activation, y, s, sums);
   }
 }
 
 Split forward_split(const sk_csr& w, int64_t batch, int threads) {
   const double columns = panel_stride(batch);
   return split_work(ceil_div(batch, kPanel), threads, 1, max<int64_t>(1, w.rows), columns * w.cols * kFloatCost,
-                    columns * (w.rows * kFloatCost + w.nnz * kColumnCost), batch <= kLanes ? 0.0 : w.nnz * kEntryCost, 0.0);
+                    columns * (w.rows * kFloatCost + w.nnz * kColumnCost), w.nnz * kEntryCost, 0.0);
 }
 
-template <class T>
-void linear(const sk_csr& w, const T* values, const sk_matrix& x, const T* bias, const sk_matrix& y,
-            const sk_threads& threads) {
+template <class I, class T>
+void linear(const sk_csr& w, const T* values, const sk_matrix& x, const T* bias, sk_activation activation,
+            const sk_matrix& y, const sk_threads& threads) {
+  if (x.batch <= kLanes) return linear_few<I>(w, values, x, bias, activation, y, threads);
   const int stride = panel_stride(x.batch);
   const int64_t panels = ceil_div(x.batch, kPanel), group = tile_group(w, stride);
   const Split split = forward_split(w, x.batch, threads.threads);
-  const bool few = x.batch <= kLanes;
   // Rows at a time: a chunk's accumulators, and its weights while they are copied, fit L2.
   const int64_t chunk = max<int64_t>(kLanes, min(kChunkFloats / stride, kChunkEntries * w.rows / max<int64_t>(1, w.nnz)));
   parallel_for(threads, split.groups * split.ranges, 2.0 * x.batch * (w.nnz + w.rows), [&](int64_t begin, int64_t end) {
@@ -106,58 +70,55 @@ void linear(const sk_csr& w, const T* values, const sk_matrix& x, const T* bias,
       const int64_t g = task / split.ranges, range = task % split.ranges;
       const int64_t first_row = range_begin(w, range, split.ranges), last_row = range_begin(w, range + 1, split.ranges);
       const int64_t first = g * panels / split.groups, last = (g + 1) * panels / split.groups;
-      const int64_t first_entry = row_begin(w, first_row), count = few ? 0 : row_begin(w, last_row) - first_entry;
+      const int64_t first_entry = row_begin(w, first_row), count = row_begin(w, last_row) - first_entry;
       Entry* const entries = scratch<Use::kWeights>().get<Entry>(count) - first_entry;
-      for (int64_t r = first_row; !few && r < last_row; r += chunk)
-        pack_rows(w, values, group, r, min(r + chunk, last_row), stride, entries);
-      const bool whole = few || last_row - first_row > chunk;
+      for (int64_t r = first_row; r < last_row; r += chunk)
+        pack_rows<I>(w, values, group, r, min(r + chunk, last_row), stride, entries);
+      const bool whole = last_row - first_row > chunk;
       float* const x_panel = scratch<Use::kInput>().get<float>(whole ? w.cols * stride : tile_width(w) * group * stride);
       float* const y_panel = scratch<Use::kOutput>().get<float>(chunk * stride);
       for (int64_t p = first; p < last; p++) {
         const Slice s = slice(x.batch, p);
-        if (x.batch == 1)
-          for (int64_t f = 0; f < w.cols; f++) x_panel[f] = to_float(static_cast<const T*>(x.data)[f * x.stride_feature]);
-        else if (few)
-          pack<T>(x, 0, w.cols, s, x_panel);
-        for (int64_t r0 = first_row; r0 < last_row; r0 += chunk) {
-          const int64_t r1 = min(r0 + chunk, last_row);
-          if (x.batch == 1)
-            linear_single(w, values, r0, r1, x_panel, bias, y);
-          else if (few)
-            linear_few(w, values, r0, r1, x_panel, bias, y, s, y_panel);
-          else
-            with_vectors(s.width, [&](auto nv) {
-              linear_panel<nv()>(w, entries + row_begin(w, r0), group, r0, r1, x, r0 == first_row, whole, x_panel, bias, y,
-                                 s, y_panel);
-            });
-        }
+        for (int64_t r0 = first_row; r0 < last_row; r0 += chunk)
+          with_vectors(s.width, [&](auto nv) {
+            linear_panel<nv()>(w, entries + row_begin(w, r0), group, r0, min(r0 + chunk, last_row), x, r0 == first_row,
+                               whole, x_panel, bias, activation, y, s, y_panel);
+          });
       }
     }
+  });
+}
+
+// f(a null pointer to W's type of columns, one to the type of values).
+template <class F>
+void with_types(const sk_csr& w, sk_dtype dtype, F f) {
+  with_columns(w, [&](auto* columns) {
+    dtype == SK_BFLOAT16 ? f(columns, static_cast<const bf16*>(nullptr)) : f(columns, static_cast<const float*>(nullptr));
   });
 }
 
 }  // namespace
 
 const CsrKernels csr_kernels = {
-    [](const sk_csr* w, const void* values, const sk_matrix* x, const void* bias, const sk_matrix* y, sk_dtype dtype,
-       const sk_threads* threads) {
-      const auto run = [&](auto* typed) {
-        using T = const std::remove_pointer_t<decltype(typed)>;
-        linear(*w, static_cast<T*>(values), *x, static_cast<T*>(bias), *y, *threads);
-      };
-      dtype == SK_BFLOAT16 ? run((bf16*)nullptr) : run((float*)nullptr);
+    [](const sk_csr* w, const void* values, const sk_matrix* x, const void* bias, sk_activation activation,
+       const sk_matrix* y, sk_dtype dtype, const sk_threads* threads) {
+      with_types(*w, dtype, [&](auto* columns, auto* typed) {
+        using I = std::remove_cv_t<std::remove_pointer_t<decltype(columns)>>;
+        using T = decltype(typed);
+        linear<I>(*w, static_cast<T>(values), *x, static_cast<T>(bias), activation, *y, *threads);
+      });
     },
     [](const sk_csr* w, int64_t batch, const sk_threads* threads) -> int64_t {
       return BackwardPlan(*w, batch, threads->threads).bytes(*w);
     },
     [](const sk_csr* w, const void* values, const sk_matrix* grad, const sk_matrix* x, const sk_matrix* grad_x,
        void* grad_values, void* grad_bias, void* workspace, sk_dtype dtype, const sk_threads* threads) {
-      const auto run = [&](auto* typed) {
-        using T = std::remove_pointer_t<decltype(typed)>;
-        backward(*w, static_cast<const T*>(values), *grad, x, grad_x, static_cast<T*>(grad_values),
-                 static_cast<T*>(grad_bias), workspace, *threads);
-      };
-      dtype == SK_BFLOAT16 ? run((bf16*)nullptr) : run((float*)nullptr);
+      with_types(*w, dtype, [&](auto* columns, auto* typed) {
+        using I = std::remove_cv_t<std::remove_pointer_t<decltype(columns)>>;
+        using T = std::remove_cv_t<std::remove_pointer_t<decltype(typed)>>;
+        backward<I>(*w, static_cast<const T*>(values), *grad, x, grad_x, static_cast<T*>(grad_values),
+                    static_cast<T*>(grad_bias), workspace, *threads);
+      });
     },
 };
 

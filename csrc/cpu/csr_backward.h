@@ -7,8 +7,8 @@ namespace sk::SK_ISA {
 namespace {
 
 // dot(row, x's column cols[i]) for i < M, over one panel; the lanes of i >= M are zero.
-template <int NV, int M>
-[[gnu::always_inline]] inline vec4 dots(const vec (&row)[NV], const int32_t* cols, int stride, const float* x) {
+template <int NV, int M, class I>
+[[gnu::always_inline]] inline vec4 dots(const vec (&row)[NV], const I* cols, int stride, const float* x) {
   vec acc[4] = {};
   for (int i = 0; i < M; i++) {
     const float* column = x + int64_t(cols[i]) * stride;
@@ -21,12 +21,12 @@ template <int NV, int M>
 // Adds (or, without kAdd, stores) dot(g's row r, x's column cols[k]) over one panel to the next sum, for the entries of rows
 // [r0, r1) in tile t, in that order. Returns the sum after the last one. g's row stays in registers; four entries share one
 // reduction. The rest of a row's entries gets code of its own: padding them to four costs 15 % at 90 % sparsity.
-template <int NV, bool kAdd>
+template <int NV, bool kAdd, class I>
 float* weight_rows(const sk_csr& w, int64_t t, int64_t r0, int64_t r1, int stride, const float* g, const float* x,
                    float* sums) {
   const int32_t* begins = w.tile_ptr + t * w.rows;
   const int32_t* ends = begins + w.rows;
-  const int32_t* cols = w.col_idx;
+  const I* cols = static_cast<const I*>(w.columns);
   for (int64_t r = r0; r < r1; r++, g += stride) {
     if (const int64_t ahead = r + kPrefetchRows; ahead < r1) __builtin_prefetch(cols + begins[ahead]);
     int32_t k = begins[r];
@@ -92,7 +92,7 @@ struct BackwardPlan {
   }
 };
 
-template <class T>
+template <class I, class T>
 void backward(const sk_csr& w, const T* values, const sk_matrix& grad, const sk_matrix* x, const sk_matrix* grad_x,
               T* grad_values, T* grad_bias, void* workspace, const sk_threads& threads) {
   const sk_csr wt = transposed(w);
@@ -141,13 +141,14 @@ void backward(const sk_csr& w, const T* values, const sk_matrix& grad, const sk_
                   linear_rows<nv(), T>(wt, first_of, i, i + 1, column(t), column(t + 1), g_rows, nullptr, stride, y, y,
                                        stride);
                 else
-                  finish_rows<nv(), T>(wt, first_of, i, column(t), column(t + 1), g_rows, nullptr, *grad_x, s, y);
+                  finish_rows<nv(), T>(wt, first_of, i, column(t), column(t + 1), g_rows, nullptr, SK_IDENTITY, *grad_x, s,
+                                       y);
               }
             // A tile of x stays in L1 while the chunk's rows pass over it.
             for (int64_t t = t0; grad_values != nullptr && t < t1; t++) {
               if (task < ranges && p == first) sum_starts[r0 / chunk * w.tiles + t] = int32_t(sums - value_sums(g));
-              sums = (p == first ? weight_rows<nv(), false> : weight_rows<nv(), true>)(w, t, r0, r1, stride, g_panel,
-                                                                                       x_panel - c0 * stride, sums);
+              sums = (p == first ? weight_rows<nv(), false, I> : weight_rows<nv(), true, I>)(w, t, r0, r1, stride, g_panel,
+                                                                                             x_panel - c0 * stride, sums);
             }
           });
         }

@@ -16,7 +16,7 @@ inline int64_t row_begin(const sk_csr& w, int64_t r) { return r < w.rows ? w.til
 
 // W transposed: its tiles, but no column indices.
 sk_csr transposed(const sk_csr& w) {
-  return {w.cols, w.rows, w.nnz, w.t_tiles, w.tiles, nullptr, w.t_tile_ptr, w.tile_ptr, nullptr};
+  return {w.cols, w.rows, w.nnz, w.t_tiles, w.tiles, nullptr, 0, w.t_tile_ptr, w.tile_ptr, nullptr};
 }
 
 // Columns per tile: the smallest 128 * 2^k that makes w.tiles tiles.
@@ -46,6 +46,12 @@ int64_t range_begin(const sk_csr& w, int64_t i, int64_t n) {
   return low;
 }
 
+// Calls f with a null pointer to the type of W's column indices.
+template <class F>
+void with_columns(const sk_csr& w, F f) {
+  w.column_bytes == 2 ? f(static_cast<const uint16_t*>(nullptr)) : f(static_cast<const uint32_t*>(nullptr));
+}
+
 // A weight and where its operand is: float32 bits below, float offset into a panel (column * stride) above.
 using Entry = uint64_t;
 
@@ -57,9 +63,10 @@ inline Entry entry(float value, uint32_t offset) {
 
 // Copies the entries of rows [r0, r1) to entries + row_begin(r0) on: for each group of tiles, row by row. kStreams groups are
 // written side by side, so that W is read in longer pieces: 1 to 4 % of the forward product.
-template <class T>
+template <class I, class T>
 void pack_rows(const sk_csr& w, const T* values, int64_t group, int64_t r0, int64_t r1, int stride, Entry* entries) {
   constexpr int64_t kStreams = 8;
+  const I* const columns = static_cast<const I*>(w.columns);
   struct {
     const int32_t *begins, *ends;
     Entry *next, *end;
@@ -82,13 +89,11 @@ void pack_rows(const sk_csr& w, const T* values, int64_t group, int64_t r0, int6
         if (k + count + kLanes <= w.nnz && out + count + kLanes <= streams[i].end) {
           // Whole vectors: what is written past `count` is overwritten by the next row.
           for (int64_t j = 0; j < count; j += kLanes) {
-            uvec columns;
-            memcpy(&columns, w.col_idx + k + j, sizeof columns);
-            store_entries(out + j, load(values + k + j), columns * uint32_t(stride));
+            store_entries(out + j, load(values + k + j), load_unsigned(columns + k + j) * uint32_t(stride));
           }
         } else {
           for (int64_t j = 0; j < count; j++)
-            out[j] = entry(to_float(values[k + j]), uint32_t(w.col_idx[k + j]) * uint32_t(stride));
+            out[j] = entry(to_float(values[k + j]), uint32_t(columns[k + j]) * uint32_t(stride));
         }
       }
   }

@@ -20,12 +20,13 @@ const Isa kIsas[] = {
               __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
               __builtin_cpu_supports("avx512vl");
      },
-     &avx512::csr_kernels, avx512::fma_peak},
+     &avx512::csr_kernels, &avx512::bsr_kernels, &avx512::nm_kernels, &avx512::vnm_kernels, avx512::fma_peak},
     {"avx2",
      [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"); },
-     &avx2::csr_kernels, avx2::fma_peak},
+     &avx2::csr_kernels, &avx2::bsr_kernels, &avx2::nm_kernels, &avx2::vnm_kernels, avx2::fma_peak},
 #endif
-    {"generic", [] { return true; }, &generic::csr_kernels, generic::fma_peak},
+    {"generic", [] { return true; }, &generic::csr_kernels, &generic::bsr_kernels, &generic::nm_kernels,
+     &generic::vnm_kernels, generic::fma_peak},
 };
 
 const Isa* find(const char* name) {
@@ -78,9 +79,9 @@ int sk_set_isa(const char* name) {
 
 double sk_fma_peak(double seconds) { return sk::isa().fma_peak(seconds); }
 
-void sk_csr_linear(const sk_csr* w, const void* values, const sk_matrix* x, const void* bias, const sk_matrix* y,
-                   sk_dtype dtype, const sk_threads* threads) {
-  sk::isa().csr->linear(w, values, x, bias, y, dtype, threads);
+void sk_csr_linear(const sk_csr* w, const void* values, const sk_matrix* x, const void* bias, sk_activation activation,
+                   const sk_matrix* y, sk_dtype dtype, const sk_threads* threads) {
+  sk::isa().csr->linear(w, values, x, bias, activation, y, dtype, threads);
 }
 
 int64_t sk_csr_linear_backward_workspace(const sk_csr* w, int64_t batch, const sk_threads* threads) {
@@ -91,6 +92,31 @@ void sk_csr_linear_backward(const sk_csr* w, const void* values, const sk_matrix
                             const sk_matrix* grad_x, void* grad_values, void* grad_bias, void* workspace, sk_dtype dtype,
                             const sk_threads* threads) {
   sk::isa().csr->linear_backward(w, values, grad, x, grad_x, grad_values, grad_bias, workspace, dtype, threads);
+}
+
+void sk_bsr_linear(const sk_bsr* w, const void* values, const sk_matrix* x, const void* bias, sk_activation activation,
+                   const sk_matrix* y, sk_dtype dtype, const sk_threads* threads) {
+  sk::isa().bsr->linear(w, values, x, bias, activation, y, dtype, threads);
+}
+
+int64_t sk_bsr_linear_backward_workspace(const sk_bsr* w, int64_t batch, const sk_threads* threads) {
+  return sk::isa().bsr->linear_backward_workspace(w, batch, threads);
+}
+
+void sk_bsr_linear_backward(const sk_bsr* w, const void* values, const sk_matrix* grad, const sk_matrix* x,
+                            const sk_matrix* grad_x, void* grad_values, void* grad_bias, void* workspace, sk_dtype dtype,
+                            const sk_threads* threads) {
+  sk::isa().bsr->linear_backward(w, values, grad, x, grad_x, grad_values, grad_bias, workspace, dtype, threads);
+}
+
+void sk_nm_linear(const sk_nm* w, const void* values, const sk_matrix* x, const void* bias, sk_activation activation,
+                  const sk_matrix* y, sk_dtype dtype, const sk_threads* threads) {
+  sk::isa().nm->linear(w, values, x, bias, activation, y, dtype, threads);
+}
+
+void sk_vnm_linear(const sk_vnm* w, const void* values, const sk_matrix* x, const void* bias, sk_activation activation,
+                   const sk_matrix* y, sk_dtype dtype, const sk_threads* threads) {
+  sk::isa().vnm->linear(w, values, x, bias, activation, y, dtype, threads);
 }
 
 }  // extern "C"

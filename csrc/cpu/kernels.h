@@ -1,7 +1,10 @@
 // What each ISA's build of a format exports, and how the one for this CPU is found.
 #pragma once
 
+#include "sparsekern/bsr.h"
 #include "sparsekern/csr.h"
+#include "sparsekern/nm.h"
+#include "sparsekern/vnm.h"
 
 namespace sk {
 
@@ -11,9 +14,26 @@ struct CsrKernels {
   decltype(&sk_csr_linear_backward) linear_backward;
 };
 
+struct BsrKernels {
+  decltype(&sk_bsr_linear) linear;
+  decltype(&sk_bsr_linear_backward_workspace) linear_backward_workspace;
+  decltype(&sk_bsr_linear_backward) linear_backward;
+};
+
+struct NmKernels {
+  decltype(&sk_nm_linear) linear;
+};
+
+struct VnmKernels {
+  decltype(&sk_vnm_linear) linear;
+};
+
 #define SK_DECLARE_ISA(isa)            \
   namespace isa {                      \
   extern const CsrKernels csr_kernels; \
+  extern const BsrKernels bsr_kernels; \
+  extern const NmKernels nm_kernels;   \
+  extern const VnmKernels vnm_kernels; \
   double fma_peak(double seconds);     \
   }
 SK_DECLARE_ISA(generic)
@@ -27,6 +47,9 @@ struct Isa {
   const char* name;
   bool (*supported)();
   const CsrKernels* csr;
+  const BsrKernels* bsr;
+  const NmKernels* nm;
+  const VnmKernels* vnm;
   double (*fma_peak)(double seconds);
 };
 

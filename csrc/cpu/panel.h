@@ -153,8 +153,8 @@ struct Split {
 
 // The split of least time for the busiest thread. A task takes `panel` + `panel_part` / ranges for each of its panels and
 // `once` / ranges once; each group beyond the first costs `merge`. Any unit of time.
-Split split_work(int64_t panels, int threads, int64_t least_ranges, int64_t most_ranges, double panel, double panel_part,
-                 double once, double merge) {
+inline Split split_work(int64_t panels, int threads, int64_t least_ranges, int64_t most_ranges, double panel,
+                        double panel_part, double once, double merge) {
   Split best = {1, 1};
   double least = -1.0;
   for (int64_t groups = 1; groups <= max<int64_t>(1, min<int64_t>(panels, threads)); groups++) {

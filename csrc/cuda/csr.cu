@@ -19,6 +19,16 @@ __device__ float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
 __device__ void store(float* p, float v) { *p = v; }
 __device__ void store(__nv_bfloat16* p, float v) { *p = __float2bfloat16_rn(v); }
 
+// As torch.nn.functional's relu, gelu (exact) and silu.
+__device__ float activate(sk_activation activation, float v) {
+  switch (activation) {
+    case SK_RELU: return v < 0.0f ? 0.0f : v;  // NaN stays
+    case SK_GELU: return 0.5f * v * (1.0f + erff(v * 0.70710678f));
+    case SK_SILU: return v / (1.0f + expf(-v));
+    default: return v;
+  }
+}
+
 struct Matrix {
   int64_t batch, stride_batch, stride_feature;
 };
@@ -26,7 +36,7 @@ struct Matrix {
 template <class T>
 __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
     linear(int64_t rows, const int32_t* row_ptr, const int32_t* col_idx, const T* values, const T* x, Matrix xm,
-           const T* bias, T* y, Matrix ym) {
+           const T* bias, sk_activation activation, T* y, Matrix ym) {
   const int lane = threadIdx.x % kWarp;
   const int64_t row = int64_t(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
   if (row >= rows) return;
@@ -46,27 +56,29 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
 #pragma unroll
     for (int i = 0; i < kBatch; i++)
       if (lane == i && b0 + i < xm.batch)
-        store(y + (b0 + i) * ym.stride_batch + row * ym.stride_feature, sum[i] + (bias ? to_float(bias[row]) : 0.0f));
+        store(y + (b0 + i) * ym.stride_batch + row * ym.stride_feature,
+              activate(activation, sum[i] + (bias ? to_float(bias[row]) : 0.0f)));
   }
 }
 
 template <class T>
-void launch(const sk_csr& w, const int32_t* row_ptr, const void* values, const sk_matrix& x, const void* bias,
-            const sk_matrix& y, cudaStream_t stream) {
+void launch(int64_t rows, const int32_t* row_ptr, const int32_t* col_idx, const void* values, const sk_matrix& x,
+            const void* bias, sk_activation activation, const sk_matrix& y, cudaStream_t stream) {
   const int64_t groups = (x.batch + kBatch - 1) / kBatch;
-  const dim3 grid(unsigned((w.rows + kWarpsPerBlock - 1) / kWarpsPerBlock), unsigned(groups < 65535 ? groups : 65535));
+  const dim3 grid(unsigned((rows + kWarpsPerBlock - 1) / kWarpsPerBlock), unsigned(groups < 65535 ? groups : 65535));
   linear<T><<<grid, kWarp * kWarpsPerBlock, 0, stream>>>(
-      w.rows, row_ptr, w.col_idx, static_cast<const T*>(values), static_cast<const T*>(x.data),
-      Matrix{x.batch, x.stride_batch, x.stride_feature}, static_cast<const T*>(bias), static_cast<T*>(y.data),
+      rows, row_ptr, col_idx, static_cast<const T*>(values), static_cast<const T*>(x.data),
+      Matrix{x.batch, x.stride_batch, x.stride_feature}, static_cast<const T*>(bias), activation, static_cast<T*>(y.data),
       Matrix{y.batch, y.stride_batch, y.stride_feature});
 }
 
 }  // namespace
 
-const char* sk_csr_linear_cuda(const sk_csr* w, const int32_t* row_ptr, const void* values, const sk_matrix* x,
-                               const void* bias, const sk_matrix* y, sk_dtype dtype, void* stream) {
-  if (w->rows == 0 || x->batch == 0) return nullptr;
-  (dtype == SK_BFLOAT16 ? launch<__nv_bfloat16> : launch<float>)(*w, row_ptr, values, *x, bias, *y,
+const char* sk_csr_linear_cuda(int64_t rows, const int32_t* row_ptr, const int32_t* col_idx, const void* values,
+                               const sk_matrix* x, const void* bias, sk_activation activation, const sk_matrix* y,
+                               sk_dtype dtype, void* stream) {
+  if (rows == 0 || x->batch == 0) return nullptr;
+  (dtype == SK_BFLOAT16 ? launch<__nv_bfloat16> : launch<float>)(rows, row_ptr, col_idx, values, *x, bias, activation, *y,
                                                                  static_cast<cudaStream_t>(stream));
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);

@@ -18,7 +18,7 @@ namespace py = pybind11;
 namespace {
 
 using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
-using Ints = py::array_t<int32_t, py::array::c_style>;
+using Arrays = std::vector<py::array>;
 
 const sk_threads kOneThread = {1, [](int64_t n, sk_parallel_body body, void* context) { body(0, n, context); }};
 
@@ -53,32 +53,38 @@ sk_matrix matrix(const Floats& a) {
 }
 
 // The list that CSR.tensors() makes, as arrays.
-sk_csr csr(const std::vector<Ints>& pattern) {
+sk_csr csr(const Arrays& pattern) {
   const auto require = [](bool ok) {
-    if (!ok) throw py::value_error("pattern must be the 5 arrays of CSR.tensors()");
+    if (!ok) throw py::value_error("pattern must be the 6 arrays of CSR.tensors()");
   };
-  require(pattern.size() == 5);
-  const Ints &row_ptr = pattern[0], &col_idx = pattern[1], &tile_ptr = pattern[2], &t_tile_ptr = pattern[3],
-             &t_slot = pattern[4];
-  require(tile_ptr.ndim() == 2 && t_tile_ptr.ndim() == 2 && tile_ptr.shape(0) >= 2 && t_tile_ptr.shape(0) >= 2);
-  require(row_ptr.size() == tile_ptr.shape(1) + 1 && row_ptr.data()[row_ptr.size() - 1] == col_idx.size());
-  require(t_slot.size() == col_idx.size());
-  return {tile_ptr.shape(1), t_tile_ptr.shape(1), col_idx.size(),    tile_ptr.shape(0) - 1, t_tile_ptr.shape(0) - 1,
-          col_idx.data(),    tile_ptr.data(),     t_tile_ptr.data(), t_slot.data()};
+  require(pattern.size() == 6);
+  const auto ints = [&](size_t i, int dims) {
+    require(py::isinstance<py::array_t<int32_t, py::array::c_style>>(pattern[i]) && pattern[i].ndim() == dims);
+    return static_cast<const int32_t*>(pattern[i].data());
+  };
+  const int32_t *row_ptr = ints(0, 1), *tile_ptr = ints(3, 2), *t_tile_ptr = ints(4, 2), *t_slot = ints(5, 1);
+  const py::array& columns = pattern[2];
+  const bool narrow = py::isinstance<py::array_t<uint16_t, py::array::c_style>>(columns);
+  if (!narrow) ints(2, 1);
+  const int64_t nnz = columns.size(), rows = pattern[3].shape(1), cols = pattern[4].shape(1);
+  require(pattern[3].shape(0) >= 2 && pattern[4].shape(0) >= 2 && pattern[5].size() == nnz);
+  require(pattern[0].size() == rows + 1 && row_ptr[rows] == nnz);
+  return {rows,     cols,       nnz,   pattern[3].shape(0) - 1, pattern[4].shape(0) - 1, columns.data(), narrow ? 2 : 4,
+          tile_ptr, t_tile_ptr, t_slot};
 }
 
-Floats csr_linear(const Floats& x, const Floats& values, const std::vector<Ints>& pattern, const std::string& isa) {
+Floats csr_linear(const Floats& x, const Floats& values, const Arrays& pattern, const std::string& isa) {
   const IsaScope scope(isa);
   const sk_matrix input = matrix(x);
   const sk_csr w = csr(pattern);
   if (input.features != w.cols || values.size() != w.nnz) throw py::value_error("x must be [batch, in], values [nnz]");
   Floats y({input.batch, w.rows});
   const sk_matrix output = matrix(y);
-  sk_csr_linear(&w, values.data(), &input, nullptr, &output, SK_FLOAT32, &kOneThread);
+  sk_csr_linear(&w, values.data(), &input, nullptr, SK_IDENTITY, &output, SK_FLOAT32, &kOneThread);
   return y;
 }
 
-py::tuple csr_linear_backward(const Floats& grad, const Floats& x, const Floats& values, const std::vector<Ints>& pattern,
+py::tuple csr_linear_backward(const Floats& grad, const Floats& x, const Floats& values, const Arrays& pattern,
                               const std::string& isa) {
   const IsaScope scope(isa);
   const sk_matrix g = matrix(grad), input = matrix(x);

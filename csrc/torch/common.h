@@ -27,6 +27,8 @@ inline const char* dtype_name(ScalarType type) {
     case ScalarType::BFloat16: return "bfloat16";
     case ScalarType::Half: return "float16";
     case ScalarType::Double: return "float64";
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::UInt16: return "uint16";
     case ScalarType::Int: return "int32";
     case ScalarType::Long: return "int64";
     case ScalarType::Bool: return "bool";
@@ -120,8 +122,11 @@ inline Tensor empty_matrix(const Tensor& like, int64_t batch, int64_t features) 
   return empty_strided(like, like.scalar_type(), {batch, features}, {features > 1 ? features : 1, 1});
 }
 
-inline Tensor empty_vector(const Tensor& like, int64_t size) {
-  return empty_strided(like, like.scalar_type(), {size}, {1});
+// Uninitialized and contiguous.
+inline Tensor empty_tensor(const Tensor& like, const std::vector<int64_t>& sizes) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t d = sizes.size(); d-- > 1;) strides[d - 1] = strides[d] * (sizes[d] > 1 ? sizes[d] : 1);
+  return empty_strided(like, like.scalar_type(), sizes, strides);
 }
 
 // Scratch memory for one call, 64-byte aligned. It is kept for the next one, a buffer per calling thread: fresh memory costs

@@ -2,12 +2,15 @@
 
 from . import training
 from ._version import __version__
-from .formats import CSR, Pattern, prune
+from .formats import BSR, CSR, NM, VNM, Pattern, prune
 from .nn import SparseLinear, densify, sparsify, summary
 from .ops import linear
 
 __all__ = [
+    "BSR",
     "CSR",
+    "NM",
+    "VNM",
     "Pattern",
     "SparseLinear",
     "__version__",

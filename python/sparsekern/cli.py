@@ -1,4 +1,4 @@
-"""``python -m sparsekern``: what runs here (``info``), and what it pays (``bench``)."""
+"""``python -m sparsekern``: what runs here (``info``), what it pays (``bench``), and measuring that (``tune``)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from . import _library
+from . import _library, cost
 from ._version import __version__
-from .benchmark import command, report, results
-from .formats import _FORMATS
+from .benchmark import command, report, results, tune
+from .formats.products import PRODUCTS as FORMATS
 from .ops import NATIVE_DTYPES
 
 PRODUCTS = ("linear", "linear_backward_input", "linear_backward_weight")
@@ -31,14 +31,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_arguments(
         commands.add_parser("bench", help="time the sparse products against dense torch and peers")
     )
+    tune.add_arguments(
+        commands.add_parser("tune", help='measure this machine, so that backend="auto" chooses for it')
+    )
     arguments = parser.parse_args(argv)
     if arguments.command == "info":
         print(info())
         return 0
     try:
-        return command.main(arguments)
+        return (tune if arguments.command == "tune" else command).main(arguments)
     except (OSError, ValueError, RuntimeError) as error:
-        print(f"{parser.prog} bench: {error}", file=sys.stderr)
+        print(f"{parser.prog} {arguments.command}: {error}", file=sys.stderr)
         return 1
 
 
@@ -46,7 +49,7 @@ def info() -> str:
     """What ``python -m sparsekern info`` prints."""
     facts = list(_facts())
     width = max(len(name) for name, _ in facts)
-    ops = [f"{format}_{product}" for format in _FORMATS for product in PRODUCTS]
+    ops = [f"{format}_{product}" for format in FORMATS for product in PRODUCTS]
     dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in NATIVE_DTYPES)
     return "\n".join(
         [
@@ -56,7 +59,7 @@ def info() -> str:
                 ["op", *DEVICES], ([op, *(_runs(op, device) for device in DEVICES)] for op in ops), left=3
             ),
             "",
-            f"native takes {dtypes}; other dtypes run the reference: torch on the scattered dense weight.",
+            f"native takes {dtypes}; other dtypes run dense: torch on the scattered weight.",
         ]
     )
 
@@ -71,7 +74,8 @@ def _facts() -> Iterator[tuple[str, str]]:
         asked = os.environ.get("SPARSEKERN_ISA")
         choice = f"as SPARSEKERN_ISA={asked} asks" if asked else "the best that this CPU has"
         yield "ISA", f"{results.device()}, {torch.ops.sparsekern.isa_error() or choice}"
-    has_cuda = any(_library.has_kernel(f"{format}_{PRODUCTS[0]}", "cuda") for format in _FORMATS)
+        yield "auto's profile", cost.current().source
+    has_cuda = any(_library.has_kernel(f"{format}_{PRODUCTS[0]}", "cuda") for format in FORMATS)
     yield "CUDA kernels", "built" if has_cuda else "not built"
     yield "GPU", _gpu()
     native = importlib.util.find_spec("sparsekern._native") is not None
@@ -89,5 +93,5 @@ def _runs(op: str, device: str) -> str:
     if _library.has_kernel(op, device):
         return "native"
     if _library.LOAD_ERROR is not None:
-        return "reference: no library"
-    return f"reference: no {device} kernel in the library"
+        return "dense: no library"
+    return f"dense: no {device} kernel in the library"

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from . import cost
 from ._library import LOAD_ERROR, has_kernel
-from .formats import CSR, Pattern
-from .formats.csr import csr_linear
+from .dense import DENSE, NATIVE, Plan, planned_linear, scattered_linear
+from .formats import Pattern
+from .formats.products import ACTIVATIONS, PRODUCTS
 
-BACKENDS = ("auto", "native", "reference")
+BACKENDS = ("auto", "native", "dense", "reference")
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
-
-_NATIVE: dict[type[Pattern], Callable[[Tensor, Tensor, Tensor | None, Pattern], Tensor]] = {CSR: csr_linear}
-
+SCATTER_DTYPES = (*NATIVE_DTYPES, torch.float16, torch.float64)
 
 def linear(
-    x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor | None = None, *, backend: str = "auto"
+    x: Tensor,
+    values: Tensor,
+    pattern: Pattern,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    backend: str = "auto",
 ) -> Tensor:
-    """``y = x Wᵀ + b`` where the sparse ``W [out, in]`` holds ``values`` at the positions of ``pattern``.
+    """``y = σ(x Wᵀ + b)`` where the sparse ``W [out, in]`` holds ``values`` at the positions of ``pattern``.
 
     Args:
         x: ``(..., in_features)``. A feature-major x (2-D, strides ``(1, batch)``) gives a feature-major y,
@@ -30,9 +35,12 @@ def linear(
         values: the nonzeros, of shape ``pattern.values_shape`` and x's dtype.
         pattern: where the nonzeros are, on x's device.
         bias: ``[out_features]`` or None.
-        backend: ``"native"`` (compiled kernels; float32 and bfloat16, accumulated in float32),
-            ``"reference"`` (scatter to a dense weight and ``torch.nn.functional.linear``; any dtype and
-            device) or ``"auto"`` (native where it can run).
+        activation: σ, ``"relu"``, ``"gelu"`` (exact), ``"silu"`` or None. The native kernels apply it as they
+            store y, where no gradient is asked for.
+        backend: ``"native"`` (compiled kernels; float32 and bfloat16, accumulated in float32), ``"dense"``
+            (torch's product with a dense copy of W, kept while the values do not change; any dtype and
+            device), ``"reference"`` (the same in plain torch operations, with nothing kept) or ``"auto"``:
+            native where it can run and is predicted to be faster than dense, see :mod:`sparsekern.cost`.
 
     Returns:
         ``(..., out_features)``, of x's dtype. Differentiable in x, values and bias, any number of times.
@@ -54,16 +62,46 @@ def linear(
         _check_like("bias", bias, x, (out_features,))
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
-    reason = None if backend == "reference" else unavailable(x, pattern)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {list(ACTIVATIONS)}, got {activation!r}")
+    if backend == "reference":
+        return ACTIVATIONS[activation](torch.nn.functional.linear(x, pattern.scatter(values), bias))
+    reason = unavailable(x, pattern)
     if backend == "native" and reason is not None:
         raise ValueError(f'backend="native" cannot run: {reason}')
-    if backend == "reference" or reason is not None:
+    if reason is not None:
+        return ACTIVATIONS[activation](_dense(x, values, bias, pattern))
+    flat = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), in_features)
+    plan = DENSE if backend == "dense" else NATIVE if backend == "native" else choose(flat, values, pattern)
+    if plan == NATIVE:
+        y = PRODUCTS[pattern.format].linear(flat, values, bias, pattern, activation)
+    elif torch.compiler.is_compiling():
+        y = ACTIVATIONS[activation](scattered_linear(flat, values, bias, pattern))
+    else:
+        y = ACTIVATIONS[activation](planned_linear(flat, values, bias, pattern, plan))
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], out_features)
+
+
+def choose(x: Tensor, values: Tensor, pattern: Pattern) -> Plan:
+    """What ``"auto"`` does in this call, for a 2-D x that the native kernels take."""
+    if x.device.type != "cpu":
+        return NATIVE
+    if torch.compiler.is_compiling():
+        return NATIVE if cost.native_if_compiled(pattern, x.dtype) else DENSE
+    grad = torch.is_grad_enabled()
+    return cost.choose(pattern, x.shape[0], x.dtype, grad and x.requires_grad, grad and values.requires_grad)
+
+
+def _dense(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
+    """The dense product where the native kernels cannot run: the library may still scatter."""
+    plain = x.device.type != "cpu" or LOAD_ERROR is not None or x.dtype not in SCATTER_DTYPES or _transformed()
+    if plain:
         return torch.nn.functional.linear(x, pattern.scatter(values), bias)
-    native = _NATIVE[type(pattern)]
-    if x.dim() == 2:
-        return native(x, values, bias, pattern)
-    batch = x.reshape(math.prod(x.shape[:-1]), in_features)
-    return native(batch, values, bias, pattern).view(*x.shape[:-1], out_features)
+    return scattered_linear(x, values, bias, pattern)
+
+
+def _transformed() -> bool:
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _autocast(x: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -88,7 +126,7 @@ def unavailable(x: Tensor, pattern: Pattern) -> str | None:
     """Why the native kernels cannot run on x, or None if they can."""
     if x.dtype not in NATIVE_DTYPES:
         return f"it takes {' or '.join(str(d) for d in NATIVE_DTYPES)}, got {x.dtype}"
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if _transformed():
         return "torch.func transforms and forward-mode derivatives need ops made of torch's own"
     kind = x.device.type
     if kind in ("cpu", "meta"):

@@ -8,11 +8,14 @@
 extern "C" {
 #endif
 
-/* y = x W^T + bias, enqueued on `stream` (a cudaStream_t).
- *   row_ptr  w->rows + 1 ints; w->tile_ptr is not used
+/* y = activation(x W^T + bias), enqueued on `stream` (a cudaStream_t).
+ *   rows     rows of W
+ *   row_ptr  rows + 1 ints: row r owns entries row_ptr[r] .. row_ptr[r + 1]
+ *   col_idx  their columns, ascending within a row
  * Returns NULL, or CUDA's message if the launch failed. No synchronization, no allocation: graph capture is safe. */
-const char* sk_csr_linear_cuda(const sk_csr* w, const int32_t* row_ptr, const void* values, const sk_matrix* x,
-                               const void* bias, const sk_matrix* y, sk_dtype dtype, void* stream);
+const char* sk_csr_linear_cuda(int64_t rows, const int32_t* row_ptr, const int32_t* col_idx, const void* values,
+                               const sk_matrix* x, const void* bias, sk_activation activation, const sk_matrix* y,
+                               sk_dtype dtype, void* stream);
 
 #ifdef __cplusplus
 }

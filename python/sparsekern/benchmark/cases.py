@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+
+from ..formats import parse_format
 
 PRODUCTS = {
     "forward": "y = x Wᵀ + b under no_grad",
@@ -46,7 +49,8 @@ class Case:
 
     def __str__(self) -> str:
         size = f"{self.out_features}x{self.in_features}x{self.batch}"
-        return f"{self.product} {size} {100 * self.sparsity:g}% {self.weights}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.product} {self.format} {size} {100 * self.sparsity:g}% {dtype} {self.weights}"
 
 
 Shape = tuple[int, int, int]
@@ -55,53 +59,101 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Suite:
-    """The cases that are the product of these lists."""
+    """The cases that are the product of these lists.
+
+    Attributes:
+        formats: the sparsities of each format; none where the format fixes its own.
+        ours: backend and layout of x of each :class:`~.contenders.Sparsekern` that takes part.
+        only_dense: whether dense torch is the only peer.
+        max_macs: dense products of more multiply-adds are left out, but for shapes that were asked for.
+    """
 
     about: str
     shapes: tuple[Shape, ...]
-    sparsities: tuple[float, ...]
+    formats: Mapping[str, tuple[float, ...]]
     products: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     cold: tuple[bool, ...] = (False,)
+    ours: tuple[tuple[str, str], ...] = (("native", "batch"), ("native", "feature"))
+    only_dense: bool = False
+    max_macs: float = math.inf
 
     def cases(
         self,
         *,
         shapes: Sequence[Shape] | None = None,
+        formats: Sequence[str] | None = None,
         sparsities: Sequence[float] | None = None,
         products: Sequence[str] | None = None,
-        dtypes: Sequence[torch.dtype] = (torch.float32,),
-        formats: Sequence[str] = ("csr",),
+        dtypes: Sequence[torch.dtype] | None = None,
     ) -> Iterator[Case]:
-        """The suite's cases, with any of its lists replaced."""
-        for format, dtype, product, cold, shape, sparsity in itertools.product(
-            formats,
-            dtypes,
-            products or self.products,
-            self.cold,
-            shapes or self.shapes,
-            sparsities or self.sparsities,
-        ):
-            yield Case(*shape, sparsity, product, dtype, cold, format)
+        """The suite's cases, with any of its lists replaced. Those of one weight follow each other.
 
+        A format that fixes its sparsity keeps it; one that the suite has not takes those of its first.
+        """
+        weights = [
+            (spec, sparsity)
+            for spec in formats or self.formats
+            for sparsity in self._sparsities(spec, sparsities)
+        ]
+        for dtype, (spec, sparsity), shape, product, cold in itertools.product(
+            dtypes or self.dtypes, weights, shapes or self.shapes, products or self.products, self.cold
+        ):
+            case = Case(*shape, sparsity, product, dtype, cold, spec)
+            if shapes or shape[0] * shape[1] * case.macs_per_weight <= self.max_macs:
+                yield case
+
+    def _sparsities(self, spec: str, asked: Sequence[float] | None) -> Sequence[float]:
+        fixed = parse_format(spec).fixed_sparsity
+        if fixed is not None:
+            return (fixed,)
+        return asked or self.formats.get(spec) or next(iter(self.formats.values()))
+
+
+_FIXED = ()
+_LAYERS = ((4096, 1024, 256), (1024, 1024, 1024), (768, 3072, 128), (3072, 768, 1024))
 
 SUITES = {
     "layers": Suite(
         "training-sized layers, each product alone and a training step's share",
-        shapes=((4096, 1024, 256), (1024, 1024, 1024), (768, 3072, 128), (3072, 768, 1024)),
-        sparsities=(0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98),
+        shapes=_LAYERS,
+        formats={
+            "csr": (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98),
+            **dict.fromkeys(("bsr16", "bsr32", "bsr64"), (0.5, 0.8, 0.9, 0.95)),
+            **dict.fromkeys(("2:4", "2:8", "64:2:8", "64:2:16"), _FIXED),
+        },
         products=("forward", "backward_input", "backward_weight", "forward_backward"),
     ),
     "decode": Suite(
         "one big weight, a few rows of x: bound by the bytes of the weight",
-        shapes=((4096, 4096, 1), (4096, 4096, 2), (4096, 4096, 4), (4096, 4096, 8)),
-        sparsities=(0.8, 0.9, 0.95),
+        shapes=tuple((4096, 4096, batch) for batch in (1, 2, 4, 8)),
+        formats={"csr": (0.8, 0.9, 0.95), "2:4": _FIXED, "64:2:8": _FIXED, "bsr32": (0.9,)},
         products=("forward",),
+        dtypes=(torch.float32, torch.bfloat16),
         cold=(False, True),
+        ours=(("native", "batch"),),
     ),
     "overhead": Suite(
         "a layer so small that the call itself is what is timed",
         shapes=((64, 64, 1),),
-        sparsities=(0.9,),
+        formats={"csr": (0.9,)},
         products=("forward", "forward_autograd"),
+    ),
+    "auto": Suite(
+        'backend="auto" from 1 to 4096 rows of x and 1 to 100 % density: how much slower than dense at worst',
+        shapes=tuple(
+            (*weight, batch)
+            for weight in (*((out, inner) for out, inner, _ in _LAYERS), (4096, 4096))
+            for batch in (1, 4, 16, 64, 256, 1024, 4096)
+        ),
+        formats={
+            "csr": (0.99, 0.95, 0.9, 0.8, 0.65, 0.5, 0.3, 0.0),
+            "bsr32": (0.95, 0.8, 0.5, 0.0),
+            "2:4": _FIXED,
+        },
+        products=("forward", "forward_backward"),
+        ours=(("auto", "batch"),),
+        only_dense=True,
+        max_macs=2.5e10,  # 0.3 s at 170 GFLOP/s
     ),
 }

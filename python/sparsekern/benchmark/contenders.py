@@ -6,9 +6,10 @@ its weight; :mod:`.run` times every product of it through autograd. Subclass :cl
 
 from __future__ import annotations
 
+import copy
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from .._library import LOAD_ERROR
 from ..nn import SparseLinear
-from .cases import Case
+from .cases import Case, Suite
 
 LAYOUTS = ("batch", "feature")
 """Batch-major, strides (features, 1), and feature-major, strides (1, batch)."""
@@ -28,10 +29,12 @@ class Contender(ABC):
     Attributes:
         backend: its name in the results.
         layout: of x and of the gradient of y, one of :data:`LAYOUTS`.
+        dtype: of all it computes with, where that is not the case's.
     """
 
     backend: str
     layout: str = "batch"
+    dtype: torch.dtype | None = None
 
     def refuses(self, case: Case) -> str | None:
         """Why it cannot run ``case``, or None."""
@@ -43,16 +46,17 @@ class Contender(ABC):
 
 
 class Sparsekern(Contender):
-    """:class:`sparsekern.SparseLinear`, with the backend that ``"auto"`` chooses."""
+    """:class:`sparsekern.SparseLinear` of the case's format, with the native kernels or those of ``"auto"``."""
 
-    backend = "native" if LOAD_ERROR is None else "reference"
-
-    def __init__(self, layout: str) -> None:
+    def __init__(self, layout: str, backend: str = "native") -> None:
         self.layout = layout
+        self.backend = "reference" if backend == "native" and LOAD_ERROR is not None else backend
 
     def build(self, linear: nn.Linear, mask: Tensor, case: Case) -> nn.Module:
-        """A ``SparseLinear`` of the case's format."""
-        return SparseLinear.from_dense(linear, mask=mask, format=case.format)
+        """A ``SparseLinear`` that runs this backend only."""
+        layer = SparseLinear.from_dense(linear, mask=mask, format=case.format)
+        layer.backend = self.backend
+        return layer
 
 
 class Dense(Contender):
@@ -65,6 +69,17 @@ class Dense(Contender):
         return linear
 
 
+class DenseFloat32(Contender):
+    """``torch.nn.Linear`` in float32, beside narrower cases: on many CPUs it is the faster dense layer."""
+
+    backend = "dense float32"
+    dtype = torch.float32
+
+    def build(self, linear: nn.Linear, mask: Tensor, case: Case) -> nn.Module:
+        """A copy in float32."""
+        return copy.deepcopy(linear).float()
+
+
 class TorchSparse(Contender):
     """``torch.sparse`` CSR, put together as well as its functions allow: see :class:`_TorchSparseLinear`."""
 
@@ -72,7 +87,9 @@ class TorchSparse(Contender):
     layout = "feature"
 
     def refuses(self, case: Case) -> str | None:
-        """MKL's sparse products know no bfloat16."""
+        """MKL's sparse products know no bfloat16, and there are none for other formats."""
+        if case.format != "csr":
+            return "measured for CSR only"
         return None if case.dtype == torch.float32 else "its products take float32 and float64"
 
     def build(self, linear: nn.Linear, mask: Tensor, case: Case) -> nn.Module:
@@ -82,6 +99,13 @@ class TorchSparse(Contender):
 
 OURS: tuple[Contender, ...] = tuple(Sparsekern(layout) for layout in LAYOUTS)
 PEERS: tuple[Contender, ...] = (Dense(), TorchSparse())
+
+
+def line_up(suite: Suite, case: Case, extra: Sequence[Contender] = ()) -> tuple[Contender, ...]:
+    """Who measures ``case`` in ``suite``; ``extra`` peers join where it has others than dense torch."""
+    ours = tuple(Sparsekern(layout, backend) for backend, layout in suite.ours)
+    narrow = () if case.dtype == torch.float32 else (DenseFloat32(),)
+    return (*ours, Dense(), *narrow, *(() if suite.only_dense else (TorchSparse(), *extra)))
 
 
 class _TorchSparseLinear(nn.Module):
@@ -161,7 +185,9 @@ def _pointers(index: Tensor, size: int) -> Tensor:
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
 
 
-def refusals(contenders: Sequence[Contender], cases: Sequence[Case]) -> list[str]:
+def refusals(plan: Iterable[tuple[Case, Sequence[Contender]]]) -> list[str]:
     """One line per contender that sits out some of the cases, and why."""
-    reasons = {f"{c.backend}: {reason}" for c in contenders for case in cases if (reason := c.refuses(case))}
+    reasons = {
+        f"{c.backend}: {reason}" for case, joined in plan for c in joined if (reason := c.refuses(case))
+    }
     return sorted(reasons)

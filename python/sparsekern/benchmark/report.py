@@ -1,13 +1,14 @@
-"""Rows as text: a table of times and ratios, geometric means, and the project's goals."""
+"""Rows as text: a table of times and ratios, geometric means, and how ``"auto"`` fares."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from typing import TypeVar
 
 from .results import Key, Row
-from .timing import geometric_mean
+from .timing import geometric_mean, quantile
+
+K = TypeVar("K")
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[str]], *, left: int = 1) -> str:
@@ -40,25 +41,19 @@ def percent(fraction: float | None) -> str:
 
 
 def cases(rows: Sequence[Row]) -> str:
-    """A table per product and dtype: a line per case and layout of x, each peer's time, the ratio to it."""
+    """A table per product and dtype: a line per case and backend of ours, each peer's time, the ratio to it."""
     blocks = []
-    for (product, dtype), group in itertools.groupby(rows, key=lambda row: (row.product, row.dtype)):
-        block = list(group)
-        peers = {
-            key: {row.backend: row for row in members if not row.ours} for key, members in _by_case(block)
-        }
+    for (product, dtype), block in grouped(rows, lambda row: (row.product, row.dtype)).items():
+        peers = peers_of(block)
         names = list(dict.fromkeys(row.backend for row in block if not row.ours))
-        header = [f"{product}, {dtype}", "batch", "sparsity", "weights", "x major", "ms", "p20", "p80"]
+        header = [f"{product}, {dtype}", "batch", "format", "sparsity", "weights", "backend", "x major"]
+        header += ["ms", "p20", "p80"]
         header += [text for name in names for text in (name, "ratio")] + ["of peak", "of read"]
         lines = []
-        for row in (row for row in block if row.ours):
-            line = [
-                f"{row.out_features}x{row.in_features}",
-                str(row.batch),
-                percent(row.sparsity),
-                row.weights,
-            ]
-            line += [row.layout, milliseconds(row), f"{row.p20_ms:.3g}", f"{row.p80_ms:.3g}"]
+        for row in sorted((row for row in block if row.ours), key=lambda row: (_shape(row), row.weights)):
+            line = [f"{row.out_features}x{row.in_features}", str(row.batch), row.format]
+            line += [percent(row.sparsity), row.weights, row.backend, row.layout]
+            line += [milliseconds(row), f"{row.p20_ms:.3g}", f"{row.p80_ms:.3g}"]
             for name in names:
                 peer = peers[row.case].get(name)
                 line += [milliseconds(peer), times(versus(row, peer))]
@@ -75,120 +70,57 @@ def versus(row: Row, peer: Row | None) -> float | None:
     return peer.median_ms / row.median_ms if kept is None else kept
 
 
+def versus_dense(row: Row, peers: dict[str, Row]) -> float | None:
+    """How many times faster ``row`` is than dense torch: in its dtype or in float32, whichever is faster."""
+    ratios = [versus(row, peers.get(name)) for name in ("dense", "dense float32")]
+    return min((ratio for ratio in ratios if ratio is not None), default=None)
+
+
 def means(rows: Sequence[Row]) -> str:
-    """Geometric means over the shapes, per product, sparsity and layout, against every peer."""
-    peers = {(row.case, row.backend): row for row in rows if not row.ours}
+    """Geometric means over the shapes, per product, format, sparsity and layout, against every peer.
+
+    Rows of ``"auto"`` have a table of their own, :func:`auto`: a mean over its batches says nothing.
+    """
+    peers = peers_of(rows)
+    ours = [row for row in rows if row.ours and row.backend != "auto"]
     names = list(dict.fromkeys(row.backend for row in rows if not row.ours))
-    groups: dict[tuple[str, str, str, float, str], list[Row]] = {}
-    for row in rows:
-        if row.ours:
-            groups.setdefault((row.product, row.dtype, row.weights, row.sparsity, row.layout), []).append(row)
     lines = []
-    for (product, dtype, weights, sparsity, layout), group in groups.items():
-        line = [product, dtype, weights, layout, percent(sparsity), str(len(group))]
-        for name in names:
-            ratios = [versus(row, peers.get((row.case, name))) for row in group]
-            line.append(times(_mean(ratios)))
-        lines.append([*line, percent(_mean([row.peak_fraction for row in group]))])
-    header = ["geometric mean", "dtype", "weights", "x major", "sparsity", "cases"]
-    return table(header + [f"vs {name}" for name in names] + ["of peak"], lines, left=4)
+    for key, block in grouped(ours, lambda row: (row.product, row.dtype, row.weights, row.layout)).items():
+        for (spec, sparsity), group in grouped(block, lambda row: (row.format, row.sparsity)).items():
+            line = [*key, spec, percent(sparsity), str(len(group))]
+            for name in names:
+                line.append(times(mean([versus(row, peers[row.case].get(name)) for row in group])))
+            lines.append([*line, percent(mean([row.peak_fraction for row in group]))])
+    header = ["geometric mean", "dtype", "weights", "x major", "format", "sparsity", "cases"]
+    return table(header + [f"vs {name}" for name in names] + ["of peak"], lines, left=5) if lines else ""
 
 
-@dataclass(frozen=True)
-class Goal:
-    """A bound on a geometric mean over our rows that ``select`` takes."""
+def auto(rows: Sequence[Row], slowest: int = 10) -> str:
+    """How ``"auto"`` fares against dense torch of the same dtype: the worst cases, and where they are.
 
-    text: str
-    bound: float
-    measure: Callable[[Row, dict[str, Row]], float | None]
-    select: Callable[[Row], bool]
-    at_most: bool = False
-
-
-def _dense(row: Row, peers: dict[str, Row]) -> float | None:
-    return versus(row, peers.get("dense"))
-
-
-def _torch_sparse(row: Row, peers: dict[str, Row]) -> float | None:
-    return versus(row, peers.get("torch.sparse"))
-
-
-def _sparseprop(row: Row, peers: dict[str, Row]) -> float | None:
-    return versus(row, peers.get("sparseprop"))
-
-
-def _slowdown(row: Row, peers: dict[str, Row]) -> float | None:
-    ratio = _dense(row, peers)
-    return None if ratio is None else 1 / ratio
-
-
-def _layers(product: str, *sparsities: float) -> Callable[[Row], bool]:
-    return lambda row: row.batch > 8 and row.product == product and row.sparsity in sparsities
-
-
-def _tiny(product: str) -> Callable[[Row], bool]:
-    return lambda row: (
-        row.product == product and (row.out_features, row.in_features, row.batch) == (64, 64, 1)
+    Args:
+        rows: of a run; others than ``"auto"``'s are passed over.
+        slowest: so many of the slowest cases are listed.
+    """
+    ours = sorted(
+        (row for row in rows if row.backend == "auto" and row.speedup_vs_dense),
+        key=lambda row: row.speedup_vs_dense or 0.0,
     )
-
-
-GOALS = (
-    Goal("forward vs torch.sparse, 80-95 %", 3.0, _torch_sparse, _layers("forward", 0.8, 0.9, 0.95)),
-    Goal(
-        "forward, share of the FMA peak, 80-90 %",
-        0.6,
-        lambda row, _: row.peak_fraction,
-        _layers("forward", 0.8, 0.9),
-    ),
-    *(
-        Goal(f"forward+backward vs dense, {100 * s:g} %", bound, _dense, _layers("forward_backward", s))
-        for s, bound in ((0.8, 3.0), (0.9, 6.0), (0.95, 9.0), (0.98, 14.0))
-    ),
-    Goal(
-        "forward+backward vs SparseProp, 80-98 %",
-        2.0,
-        _sparseprop,
-        _layers("forward_backward", 0.8, 0.9, 0.95, 0.98),
-    ),
-    Goal("forward+backward vs dense, 60 %: break-even", 1.0, _dense, _layers("forward_backward", 0.6)),
-    Goal(
-        "batch 1-8, 4096x4096, 90 %, vs dense",
-        5.0,
-        _dense,
-        lambda row: row.batch <= 8 and row.out_features == row.in_features == 4096 and row.sparsity == 0.9,
-    ),
-    *(
-        Goal(
-            f"{product}, 64x64, batch 1: time over nn.Linear's", 3.0, _slowdown, _tiny(product), at_most=True
-        )
-        for product in ("forward", "forward_autograd")
-    ),
-)
-"""Float32 on a CPU, over the shapes measured; the suites' shapes are the ones the bounds were set for."""
-
-
-def goals(rows: Sequence[Row]) -> str:
-    """What was reached of :data:`GOALS`, per layout of x and per weights; "" where the rows touch none."""
-    peers = {key: {row.backend: row for row in members if not row.ours} for key, members in _by_case(rows)}
+    if not ours:
+        return ""
     lines = []
-    for goal in GOALS:
-        found: dict[tuple[str, str], list[float | None]] = {}
-        for row in rows:
-            if row.ours and row.dtype == "float32" and goal.select(row):
-                found.setdefault((row.layout, row.weights), []).append(goal.measure(row, peers[row.case]))
-        for (layout, weights), measured in found.items():
-            reached = _mean(measured)
-            if reached is None:
-                continue
-            met = reached <= goal.bound if goal.at_most else reached >= goal.bound
-            show = percent if goal.bound < 1 else times
-            bound = f"{'<=' if goal.at_most else '>='} {show(goal.bound)}"
-            lines.append([goal.text, layout, weights, show(reached), bound, "met" if met else "not met"])
-    return (
-        table(["goal (geometric mean)", "x major", "weights", "reached", "goal", ""], lines, left=3)
-        if lines
-        else ""
-    )
+    groups = grouped(ours, lambda row: (row.product, row.dtype, row.layout))
+    for key, group in groups.items():
+        ratios = [row.speedup_vs_dense or 0.0 for row in group]
+        figures = [times(quantile(ratios, q)) for q in (0.0, 0.05, 0.5)]
+        lines.append([*key, _where(group[0]), str(len(group)), *figures])
+    header = ["auto vs dense", "dtype", "x major", "worst at", "cases", "worst", "5th percentile", "median"]
+    summary = table(header, lines, left=4)
+    places = [
+        [row.product, row.dtype, _where(row), milliseconds(row), times(row.speedup_vs_dense)]
+        for row in ours[:slowest]
+    ]
+    return f"{summary}\n\n{table(['slowest of auto', 'dtype', 'where', 'ms', 'vs dense'], places, left=3)}"
 
 
 def noise(rows: Sequence[Row]) -> str:
@@ -197,15 +129,33 @@ def noise(rows: Sequence[Row]) -> str:
     return f"p80 is within 1.2x p20 in {quiet} of {len(rows)} rows; where few are, the machine was busy"
 
 
-def _by_case(rows: Sequence[Row]) -> Iterable[tuple[Key, list[Row]]]:
-    grouped: dict[Key, list[Row]] = {}
+def grouped(rows: Iterable[Row], key: Callable[[Row], K]) -> dict[K, list[Row]]:
+    """The rows by their key, in the order in which keys appear."""
+    groups: dict[K, list[Row]] = {}
     for row in rows:
-        grouped.setdefault(row.case, []).append(row)
-    return grouped.items()
+        groups.setdefault(key(row), []).append(row)
+    return groups
 
 
-def _mean(ratios: Sequence[float | None]) -> float | None:
-    known = [
-        ratio for ratio in ratios if ratio
-    ]  # an empty pattern has no multiply-adds: its share of the peak is 0
+def peers_of(rows: Iterable[Row]) -> dict[Key, dict[str, Row]]:
+    """Per case, the row of each contender that is not ours."""
+    return {
+        case: {row.backend: row for row in group if not row.ours}
+        for case, group in grouped(rows, lambda row: row.case).items()
+    }
+
+
+def mean(ratios: Sequence[float | None]) -> float | None:
+    """The geometric mean of those that are known; None where none is."""
+    # An empty pattern has no multiply-adds: its share of the peak is 0.
+    known = [ratio for ratio in ratios if ratio]
     return geometric_mean(known) if known else None
+
+
+def _shape(row: Row) -> tuple[int, int, int]:
+    return row.out_features, row.in_features, row.batch
+
+
+def _where(row: Row) -> str:
+    size = f"{row.out_features}x{row.in_features}, batch {row.batch}"
+    return f"{row.format} {percent(row.sparsity)}, {size}"

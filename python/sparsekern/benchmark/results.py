@@ -16,6 +16,9 @@ import torch
 
 from .._library import LOAD_ERROR
 
+OURS = ("native", "auto", "reference")
+"""Backends of sparsekern."""
+
 Key = tuple[str, str, int, int, int, float, str, str, str]
 
 
@@ -28,15 +31,17 @@ class Row:
         commit: git commit of the sources, ``-dirty`` where they differ from it; or the installed version.
         machine: CPU and number of cores. device: the ISA of the native kernels, or the GPU.
         sparsity: as asked for. density: as it is, nnz / (out · in).
-        weights: "warm", the same tensors each time, or "cold", copies in turn that overflow the cache.
-        backend: "native" and "reference" are sparsekern's. layout: of x, "batch" or "feature" major.
+        format: the spec string, e.g. "bsr32". weights: "warm", the same tensors each time, or "cold", copies
+            in turn that overflow the cache.
+        backend: "native", "auto" and "reference" are sparsekern's. layout: of x, "batch" or "feature" major.
         median_ms, p20_ms, p80_ms: of one call.
         speedup_vs_dense, speedup_vs_torch_sparse: their time over this one's, median of paired readings.
         peak_gflops: the machine's float32 peak, its median during the case. peak_source: how measured.
         peak_fraction: 2 FLOP per multiply-add on a nonzero (on any weight, if dense), over what the peak
             allows in that time.
-        read_gbs: memory's read bandwidth, before the case. read_fraction: bytes of the weight and its
-            indices, over what can be read in that time; beyond 1 where they stay in the cache.
+        read_gbs: memory's read bandwidth, before the case. read_fraction: bytes of the values and of the
+            indices that a product of few rows reads, over what memory gives in that time; beyond 1 where
+            they stay in the cache.
     """
 
     run: str
@@ -76,7 +81,7 @@ class Row:
     @property
     def ours(self) -> bool:
         """Whether sparsekern computed it."""
-        return self.backend in ("native", "reference")
+        return self.backend in OURS
 
 
 HEADER = [field.name for field in fields(Row)]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
-from ..formats import CSR, pattern_type
+from ..formats import CSR, parse_format
 from ..nn import SparseLinear
 from . import results
 from .cases import Case
@@ -62,20 +65,24 @@ def run_case(
     Raises:
         RuntimeError: a contender's result differs from the dense layer's: a wrong answer has no speed.
     """
-    linear, mask, x, grad = _inputs(case)
+    weight = _weight(case.out_features, case.in_features, case.format, case.sparsity, case.dtype)
+    mask = weight.mask
+    x, grad = _inputs(case)
     entries = {f"{c.backend} {c.layout}": c for c in contenders if c.refuses(case) is None}
     with torch.set_grad_enabled(case.product != "forward"):
-        expected = _comparable(_call(linear, case, x, grad)(), mask, case)
+        expected = _comparable(_call(weight.linear, case, x, grad)(), weight.linear, mask, case)
         calls: dict[str, Call] = {}
         weight_bytes = {}
         for name, contender in entries.items():
-            module = contender.build(linear, mask, case)
+            module = weight.module(contender, case)
             weight_bytes[name] = _bytes(module)
             copies = 1 + -(-4 * cache_bytes() // weight_bytes[name]) if case.cold else 1
-            data = [_layout(tensor, contender.layout) for tensor in (x, grad)]
+            data = [
+                _layout(tensor.to(contender.dtype or case.dtype), contender.layout) for tensor in (x, grad)
+            ]
             modules = [module, *(copy.deepcopy(module) for _ in range(copies - 1))]
             calls[name] = _rotate([_call(each, case, *data) for each in modules])
-            _check(f"{case}: {name}", _comparable(calls[name](), mask, case), expected, case)
+            _check(f"{case}: {name}", _comparable(calls[name](), module, mask, case), expected, case)
         peaks: list[float] = []
         bandwidth = roofline.read_gbs()
         times = race(
@@ -91,7 +98,7 @@ def run_case(
             peer: speedup(times[first[peer]], times[name]) if peer in first else None
             for peer in ("dense", "torch.sparse")
         }
-        weights = mask.numel() if contender.backend == "dense" else int(mask.sum())
+        weights = mask.numel() if contender.backend.startswith("dense") else int(mask.sum())
         work = 2e-9 * weights * case.macs_per_weight
         median = quantile(times[name], 0.5)
         rows.append(
@@ -133,27 +140,50 @@ def kernel_seconds(case: Case) -> float | None:
     native = native_module()
     if native is None:
         return None
-    linear, mask, x, _ = _inputs(case)
-    layer = SparseLinear.from_dense(linear, mask=mask, format=case.format)
+    weight = _weight(case.out_features, case.in_features, case.format, case.sparsity, case.dtype)
+    layer = SparseLinear.from_dense(weight.linear, mask=weight.mask, format=case.format)
     pattern = layer.pattern
     assert isinstance(pattern, CSR)
-    arguments = x.numpy(), layer.values.detach().numpy(), [tensor.numpy() for tensor in pattern.tensors()]
-    return quantile(race({"kernel": lambda: native.csr_linear(*arguments)})["kernel"], 0.5)
+    x, values = _inputs(case)[0].numpy(), layer.values.detach().numpy()
+    arrays = [tensor.numpy() for tensor in pattern.tensors()]
+    return quantile(race({"kernel": lambda: native.csr_linear(x, values, arrays)})["kernel"], 0.5)
 
 
-def _inputs(case: Case) -> tuple[nn.Linear, Tensor, Tensor, Tensor]:
-    """The dense layer with its zeros, the mask, x and the gradient of y; the same ones each time."""
+@dataclass(frozen=True)
+class _Weight:
+    """The dense layer with its zeros, the mask, and the modules that were made of them."""
+
+    linear: nn.Linear
+    mask: Tensor
+    modules: dict[object, nn.Module]
+
+    def module(self, contender: Contender, case: Case) -> nn.Module:
+        """The contender's module: one for both layouts of x."""
+        key = type(contender), contender.backend
+        if key not in self.modules:
+            self.modules[key] = contender.build(self.linear, self.mask, case)
+        return self.modules[key]
+
+
+@functools.lru_cache(maxsize=1)
+def _weight(out_features: int, in_features: int, spec: str, sparsity: float, dtype: torch.dtype) -> _Weight:
+    """The same one each time. Consecutive cases share it: indices of 16 million weights take seconds."""
     generator = torch.Generator().manual_seed(0)
-    shape = (case.out_features, case.in_features)
-    kind = pattern_type(case.format)
-    mask = kind.prune(torch.rand(shape, generator=generator), case.sparsity)
-    linear = nn.Linear(case.in_features, case.out_features, dtype=case.dtype)
+    shape = (out_features, in_features)
+    mask = parse_format(spec).prune(torch.rand(shape, generator=generator), sparsity)
+    linear = nn.Linear(in_features, out_features, dtype=dtype)
     with torch.no_grad():
         linear.weight.copy_(torch.randn(shape, generator=generator) * mask)
-        linear.bias.copy_(torch.randn(case.out_features, generator=generator))
+        linear.bias.copy_(torch.randn(out_features, generator=generator))
+    return _Weight(linear, mask, {})
+
+
+def _inputs(case: Case) -> tuple[Tensor, Tensor]:
+    """x and the gradient of y; the same ones each time."""
+    generator = torch.Generator().manual_seed(1)
     x = torch.randn(case.batch, case.in_features, generator=generator).to(case.dtype)
     grad = torch.randn(case.batch, case.out_features, generator=generator).to(case.dtype)
-    return linear, mask, x, grad
+    return x, grad
 
 
 def _layout(tensor: Tensor, layout: str) -> Tensor:
@@ -167,7 +197,8 @@ def _call(module: nn.Module, case: Case, x: Tensor, grad: Tensor) -> Call:
     """The call to time. A single backward product runs on a graph that was recorded once, and runs alone.
 
     Only what the product differentiates requires a gradient: a custom autograd function decides in its
-    forward which gradients it computes, whichever are asked for later.
+    forward which gradients it computes, whichever are asked for later. A training step changes the weight, so
+    each forward_backward meets one of a new version: nothing derived from it can be kept.
     """
     bias = [parameter for name, parameter in module.named_parameters() if name == "bias"]
     weight = [parameter for name, parameter in module.named_parameters() if name != "bias"]
@@ -182,7 +213,12 @@ def _call(module: nn.Module, case: Case, x: Tensor, grad: Tensor) -> Call:
     if case.product in ("forward", "forward_autograd"):
         return lambda: (module(x),)
     if case.product == "forward_backward":
-        return lambda: torch.autograd.grad(module(x), inputs, grad)
+
+        def step() -> tuple[Tensor, ...]:
+            increment_version(weight)
+            return torch.autograd.grad(module(x), inputs, grad)
+
+        return step
     y = module(x)
     return lambda: torch.autograd.grad(y, inputs, grad, retain_graph=True)
 
@@ -194,21 +230,33 @@ def _rotate(calls: Sequence[Call]) -> Call:
     return lambda: next(cycle)()
 
 
+_READ = {
+    "csr": ("row_ptr", "tiles.columns"),
+    "bsr": ("block_row_ptr", "block_col_idx"),
+    "nm": ("packed",),
+    "vnm": ("selected", "packed"),
+}
+"""Which index tensors of a pattern the product with a few rows of x reads, by the format's stem."""
+
+
 def _bytes(module: nn.Module) -> int:
     """Bytes of the weight: its values, and what says where they are."""
     values = [parameter for name, parameter in module.named_parameters() if name != "bias"]
     index = [buffer for name, buffer in module.named_buffers() if name in ("crow", "col")]
     if isinstance(module, SparseLinear):
-        index += [tensor for _, tensor in module.pattern.state()]
+        index += [attrgetter(name)(module.pattern) for name in _READ[module.pattern.format]]
     return sum(int(tensor.nbytes) for tensor in (*values, *index))
 
 
-def _comparable(outputs: tuple[Tensor, ...], mask: Tensor, case: Case) -> list[Tensor]:
-    """``outputs`` with a dense gradient of the weight cut down to the mask."""
+def _comparable(outputs: tuple[Tensor, ...], module: nn.Module, mask: Tensor, case: Case) -> list[Tensor]:
+    """``outputs`` with the gradient of the weight as the list of its numbers at the mask, row by row."""
     tensors = [output.detach() for output in outputs]
     at = {"backward_weight": 0, "forward_backward": 1}.get(case.product)
-    if at is not None and tensors[at].dim() == 2:
-        tensors[at] = tensors[at][mask]
+    if at is not None:
+        if isinstance(module, SparseLinear):
+            tensors[at] = module.pattern.scatter(tensors[at])
+        if tensors[at].dim() == 2:
+            tensors[at] = tensors[at][mask]
     return tensors
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,20 +28,42 @@ class Pattern(ABC):
     shape: tuple[int, int]
     """``(out_features, in_features)``."""
 
+    # Each format has options of its own (the block, N and M), named alike in these four.
+
     @classmethod
     @abstractmethod
-    def from_mask(cls: type[P], mask: Tensor) -> P:
+    def from_mask(cls: type[P], mask: Tensor, *args: Any, **options: Any) -> P:
         """The pattern of a bool mask ``[out, in]``."""
 
     @classmethod
     @abstractmethod
-    def from_state(cls: type[P], shape: tuple[int, int], state: dict[str, Tensor]) -> P:
+    def from_state(
+        cls: type[P], shape: tuple[int, int], state: dict[str, Tensor], *args: Any, **options: Any
+    ) -> P:
         """The pattern of primary index tensors, checked completely. Raises ``ValueError`` on bad contents."""
 
     @classmethod
     @abstractmethod
-    def prune(cls, scores: Tensor, sparsity: float) -> Tensor:
-        """The bool mask of this format with the largest sum of ``scores [out, in]`` at ``sparsity``."""
+    def prune(cls, scores: Tensor, sparsity: float | None, *args: Any, **options: Any) -> Tensor:
+        """The bool mask of this format with the largest sum of ``scores [out, in]`` at ``sparsity``.
+
+        None where the format fixes it.
+        """
+
+    @classmethod
+    def fixed_sparsity(cls, *args: Any, **options: Any) -> float | None:
+        """The sparsity of every pattern with these options, e.g. ½ for 2:4; None where it is free."""
+        return None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What :meth:`from_mask` was given beside the mask."""
+        return {}
+
+    @property
+    @abstractmethod
+    def spec(self) -> str:
+        """The spec string, e.g. ``"bsr32"``."""
 
     @property
     @abstractmethod
@@ -50,15 +72,22 @@ class Pattern(ABC):
 
     @abstractmethod
     def flat_index(self) -> Tensor:
-        """int64 of :attr:`values_shape`: each value's position in the flattened ``[out·in]`` weight."""
+        """int64 of :attr:`values_shape`: each value's position in the flattened ``[out·in]`` weight.
 
-    @abstractmethod
-    def _map(self: P, fn: Callable[[Tensor], Tensor]) -> P:
-        """The same pattern with ``fn`` applied to each of its tensors (to move them to another device)."""
+        ``out · in``, one past the end, marks padding: values past the edge of W, which are and stay 0.
+        """
 
     @abstractmethod
     def tensors(self) -> list[Tensor]:
         """All index tensors, primary and derived, in the order in which this format's ops take them."""
+
+    def sizes(self) -> list[int]:
+        """``[out, in]``, and this format's options as integers: what its ops take beside :meth:`tensors`."""
+        return [*self.shape]
+
+    def _map(self: P, fn: Callable[[Tensor], Tensor]) -> P:
+        """The same pattern with ``fn`` applied to each of its tensors (to move them to another device)."""
+        return map_tensors(self, fn)
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """Name and tensor of each primary index tensor."""
@@ -66,7 +95,7 @@ class Pattern(ABC):
 
     @property
     def nnz(self) -> int:
-        """The number of stored values."""
+        """The number of stored values, padding not counted."""
         nnz = 1
         for size in self.values_shape:
             nnz *= size
@@ -94,15 +123,20 @@ class Pattern(ABC):
 
     def to_mask(self) -> Tensor:
         """The dense bool mask ``[out, in]``. For people and tests: it is as large as the dense weight."""
-        mask = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.bool, device=self.device)
+        size = self.shape[0] * self.shape[1]
+        mask = torch.zeros(size + 1, dtype=torch.bool, device=self.device)  # one more, for padding
         mask[self.flat_index().reshape(-1)] = True
-        return mask.view(self.shape)
+        return mask[:size].view(self.shape)
 
     def gather(self, dense: Tensor) -> Tensor:
-        """The values of ``dense [out, in]`` at this pattern's positions."""
+        """The values of ``dense [out, in]`` at this pattern's positions; padding is 0."""
         if tuple(dense.shape) != self.shape:
             raise ValueError(f"dense must have shape {list(self.shape)}, got {list(dense.shape)}")
-        return dense.reshape(-1)[self.flat_index()]
+        index = self.flat_index()
+        if self.nnz == index.numel():
+            return dense.reshape(-1)[index]
+        inside = index < dense.numel()
+        return torch.where(inside, dense.reshape(-1)[index.clamp(max=dense.numel() - 1)], dense.new_zeros(()))
 
     def scatter(self, values: Tensor) -> Tensor:
         """The dense weight ``[out, in]`` with ``values`` at this pattern's positions and 0 elsewhere.
@@ -111,14 +145,37 @@ class Pattern(ABC):
         """
         if tuple(values.shape) != self.values_shape:
             raise ValueError(f"values must have shape {list(self.values_shape)}, got {list(values.shape)}")
-        dense = values.new_zeros(self.shape[0] * self.shape[1])
-        return dense.index_put((self.flat_index().reshape(-1),), values.reshape(-1)).view(self.shape)
+        size = self.shape[0] * self.shape[1]
+        dense = values.new_zeros(size + (self.nnz != values.numel()))
+        dense = dense.index_put((self.flat_index().reshape(-1),), values.reshape(-1))
+        return dense[:size].view(self.shape)
+
+    def zero_padding_(self, values: Tensor) -> Tensor:
+        """``values`` with its padding set to 0, in place."""
+        if self.nnz != values.numel():
+            values.masked_fill_(self.flat_index() == self.shape[0] * self.shape[1], 0)
+        return values
 
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}(shape={self.shape}, nnz={self.nnz}, density={self.density:.4g}, "
+            f"{type(self).__name__}({self.spec!r}, shape={self.shape}, nnz={self.nnz}, density={self.density:.4g}, "
             f"device={self.device})"
         )
+
+
+T = TypeVar("T")
+
+
+def map_tensors(record: T, fn: Callable[[Tensor], Tensor]) -> T:
+    """A copy of ``record`` with ``fn`` applied to its tensors and to those of the records in it."""
+    other = object.__new__(type(record))
+    for name, value in vars(record).items():
+        if isinstance(value, Tensor):
+            value = fn(value)
+        elif hasattr(value, "_map"):
+            value = value._map(fn)
+        object.__setattr__(other, name, value)
+    return other
 
 
 def check_mask(mask: Tensor) -> None:
@@ -129,9 +186,9 @@ def check_mask(mask: Tensor) -> None:
         raise ValueError(f"mask must be a dense bool tensor [out, in], got {mask.dtype} {list(mask.shape)}")
 
 
-def top_count(size: int, sparsity: float) -> int:
+def top_count(size: int, sparsity: float | None) -> int:
     """``round(size · (1 − sparsity))``: how many of ``size`` entries stay. Checks the range [0, 1)."""
-    if not 0.0 <= sparsity < 1.0:
+    if sparsity is None or not 0.0 <= sparsity < 1.0:
         raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
     return round(size * (1.0 - sparsity))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..formats import Pattern, pattern_type
+from ..formats import Format, Pattern, parse_format
 from ..formats.pattern import check_mask
 
 
@@ -21,9 +21,10 @@ class SparseLinear(nn.Module):
         in_features: size of each input, ``(..., in_features)``.
         out_features: size of each output, ``(..., out_features)``.
         bias: whether to add a learned ``[out_features]`` bias.
-        sparsity: fraction of zeros, in [0, 1); ``round(out · in · (1 − sparsity))`` random positions are
-            kept.
-        format: the sparsity format, ``"csr"``.
+        sparsity: fraction of zeros, in [0, 1); None for 0.9, or for what the format fixes.
+        format: the sparsity format: ``"csr"`` keeps ``round(out · in · (1 − sparsity))`` random positions,
+            ``"bsr32"`` or ``"bsr64x32"`` that share of random blocks, ``"2:4"`` 2 random ones of each 4
+            columns, ``"64:2:8"`` 2 of 4 that 64 rows chose of each 8. See :mod:`sparsekern.formats`.
         device, dtype: as in ``torch.nn.Linear``.
         generator: draws the positions and the initial values; a CPU generator.
 
@@ -52,7 +53,7 @@ class SparseLinear(nn.Module):
         out_features: int,
         bias: bool = True,
         *,
-        sparsity: float = 0.9,
+        sparsity: float | None = None,
         format: str = "csr",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -61,7 +62,9 @@ class SparseLinear(nn.Module):
         for name, size in (("in_features", in_features), ("out_features", out_features)):
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
-        kind = pattern_type(format)
+        kind = parse_format(format)
+        if sparsity is None and kind.fixed_sparsity is None:
+            sparsity = 0.9
         scores = torch.rand(
             (out_features, in_features), generator=generator, dtype=torch.float32, device="cpu"
         )
@@ -71,6 +74,7 @@ class SparseLinear(nn.Module):
         bias_value = torch.empty(out_features, dtype=values.dtype, device="cpu") if bias else None
         fan_in = max(pattern.density * in_features, 1.0)
         values.uniform_(-1.0, 1.0, generator=generator).mul_(1.0 / math.sqrt(fan_in))
+        pattern.zero_padding_(values)
         if bias_value is not None:
             bias_value.uniform_(-1.0, 1.0, generator=generator).mul_(1.0 / math.sqrt(in_features))
         self._init(pattern, values, bias_value)
@@ -99,18 +103,18 @@ class SparseLinear(nn.Module):
         Args:
             linear: the layer to copy; it is left as it is.
             sparsity: fraction of zeros, in [0, 1).
-            mask: bool ``[out, in]``. Exactly one of ``sparsity`` and ``mask`` must be given.
+            mask: bool ``[out, in]`` that fits the format. Exactly one of ``sparsity`` and ``mask`` must be
+                given, or none where the format fixes the sparsity.
             format: the sparsity format.
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
-        if (sparsity is None) == (mask is None):
+        kind = parse_format(format)
+        if (sparsity is None) == (mask is None) and not (mask is None and kind.fixed_sparsity is not None):
             got = "neither" if mask is None else "both"
             raise ValueError(f"exactly one of sparsity and mask must be given, got {got}")
-        kind = pattern_type(format)
         weight = linear.weight.detach()
         if mask is None:
-            assert sparsity is not None
             mask = kind.prune(weight.abs(), sparsity)
         check_mask(mask)
         if mask.shape != weight.shape:
@@ -137,8 +141,12 @@ class SparseLinear(nn.Module):
 
     @property
     def format(self) -> str:
-        """The pattern's format, e.g. ``"csr"``."""
-        return self.pattern.format
+        """The pattern's format, e.g. ``"csr"`` or ``"bsr32"``."""
+        return self.pattern.spec
+
+    @property
+    def _kind(self) -> Format:
+        return Format(type(self.pattern), self.pattern.options)
 
     @property
     def density(self) -> float:
@@ -181,7 +189,9 @@ class SparseLinear(nn.Module):
         """
         if not isinstance(pattern, Pattern):
             check_mask(pattern)
-            pattern = type(self.pattern).from_mask(pattern.to(self.pattern.device))
+            pattern = self._kind.from_mask(pattern.to(self.pattern.device))
+        if pattern.spec != self.pattern.spec:
+            raise ValueError(f"pattern must be of format {self.pattern.spec!r}, got {pattern.spec!r}")
         if pattern.shape != self.pattern.shape:
             raise ValueError(f"pattern must have shape {self.pattern.shape}, got {pattern.shape}")
         pattern = pattern.to(self.values.device)
@@ -252,7 +262,7 @@ class SparseLinear(nn.Module):
         # A copy, even on one device: what was checked must not change with a memory-mapped file.
         device = values.device if self.values.is_meta else self.values.device
         state = {name: tensor.to(device, copy=True).contiguous() for name, tensor in state.items()}
-        pattern = type(self.pattern).from_state(self.pattern.shape, state)
+        pattern = self._kind.from_state(self.pattern.shape, state)
         if tuple(values.shape) != pattern.values_shape:
             raise ValueError(f"values must have shape {list(pattern.values_shape)}, got {list(values.shape)}")
         self.pattern = pattern

@@ -1,0 +1,99 @@
+// BSR on the CPU. Compiled once per ISA.
+
+#include "sparsekern/bsr.h"
+
+#include "activation.h"
+#include "bsr_backward.h"
+#include "bsr_few.h"
+#include "kernels.h"
+
+namespace sk::SK_ISA {
+namespace {
+
+// Rows of block rows [i0, i1) of y for one panel. `out` holds one block row.
+template <class T>
+void linear_rows(const sk_bsr& w, const T* values, int64_t i0, int64_t i1, const float* x, const T* bias,
+                 sk_activation activation, const sk_matrix& y, Slice s, float* out) {
+  const int64_t height = w.block_rows, width = w.block_cols, step = max<int64_t>(1, kSegment / width);
+  const Rows sums = {out, s.stride};
+  for (int64_t i = i0; i < i1; i++) {
+    const int64_t r0 = i * height, r1 = min(r0 + height, w.rows), begin = w.block_row_ptr[i], end = w.block_row_ptr[i + 1];
+    const bool direct = has_rows<T>(y, s) && activation == SK_IDENTITY && r1 - r0 == height && begin < end;
+    for (int64_t r = r0; r < r1; r++) {
+      const vec b = bias ? broadcast(to_float(bias[r])) : vec{};
+      for (int c = 0; c < s.width; c += kLanes) store(out + (r - r0) * s.stride + c, b);
+    }
+    for (int64_t k = begin; k < end; k += step)
+      for (int64_t c0 = 0; c0 < width; c0 += kSegment) {
+        const bool last = k + step >= end && c0 + kSegment >= width;
+        multiply_parts(
+            [&](int64_t k) -> Term<T> {
+              const int64_t c = w.block_col_idx[k] * width + c0;
+              return {values + k * height * width + c0, x + c * s.stride, min(min(width, kSegment), w.cols - c)};
+            },
+            k, min(k + step, end), height, width, 1, s, sums, direct&& last ? rows_of(y, r0, s) : sums,
+            [&](int64_t r, int64_t n) __attribute__((always_inline)) {
+              if (k == begin && c0 == 0) prefetch_rows<T>(y, r0, r, n, r1, s);
+            });
+      }
+    if (direct) continue;
+    activate(activation, out, (r1 - r0) * s.stride);
+    unpack<T>(y, r0, r1, s, out);
+  }
+}
+
+template <class T>
+void linear(const sk_bsr& w, const T* values, const sk_matrix& x, const T* bias, sk_activation activation,
+            const sk_matrix& y, const sk_threads& threads) {
+  const double nnz = double(w.blocks) * w.block_rows * w.block_cols;
+  const int64_t block_rows = ceil_div(w.rows, w.block_rows), panels = ceil_div(x.batch, kPanel);
+  const double columns = panel_stride(x.batch);
+  const Split split = split_work(panels, threads.threads, 1, max<int64_t>(1, block_rows), columns * w.cols * kFloatCost,
+                                 columns * (w.rows * kFloatCost + nnz * kColumnCost), 0.0, 0.0);
+  parallel_for(threads, split.groups * split.ranges, 2.0 * x.batch * (nnz + w.rows), [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; task++) {
+      const int64_t g = task / split.ranges, range = task % split.ranges;
+      const int64_t first = g * panels / split.groups, last = (g + 1) * panels / split.groups;
+      const int64_t i0 = range_begin(w.block_row_ptr, block_rows, range, split.ranges);
+      const int64_t i1 = range_begin(w.block_row_ptr, block_rows, range + 1, split.ranges);
+      if (x.batch <= kFewBatch) {
+        linear_few(w, values, i0, i1, x, bias, activation, y);
+        continue;
+      }
+      float* const x_panel = scratch<Use::kInput>().get<float>(w.cols * panel_stride(x.batch));
+      float* const out = scratch<Use::kOutput>().get<float>(w.block_rows * panel_stride(x.batch));
+      for (int64_t p = first; p < last; p++) {
+        const Slice s = own_slice(x.batch, p);
+        pack<T>(x, 0, w.cols, s, x_panel);
+        linear_rows(w, values, i0, i1, x_panel, bias, activation, y, s, out);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+const BsrKernels bsr_kernels = {
+    [](const sk_bsr* w, const void* values, const sk_matrix* x, const void* bias, sk_activation activation,
+       const sk_matrix* y, sk_dtype dtype, const sk_threads* threads) {
+      const auto run = [&](auto* typed) {
+        using T = const std::remove_pointer_t<decltype(typed)>;
+        linear(*w, static_cast<T*>(values), *x, static_cast<T*>(bias), activation, *y, *threads);
+      };
+      dtype == SK_BFLOAT16 ? run((bf16*)nullptr) : run((float*)nullptr);
+    },
+    [](const sk_bsr* w, int64_t batch, const sk_threads* threads) -> int64_t {
+      return BackwardPlan(*w, batch, threads->threads).bytes();
+    },
+    [](const sk_bsr* w, const void* values, const sk_matrix* grad, const sk_matrix* x, const sk_matrix* grad_x,
+       void* grad_values, void* grad_bias, void* workspace, sk_dtype dtype, const sk_threads* threads) {
+      const auto run = [&](auto* typed) {
+        using T = std::remove_pointer_t<decltype(typed)>;
+        backward(*w, static_cast<const T*>(values), *grad, x, grad_x, static_cast<T*>(grad_values),
+                 static_cast<T*>(grad_bias), workspace, *threads);
+      };
+      dtype == SK_BFLOAT16 ? run((bf16*)nullptr) : run((float*)nullptr);
+    },
+};
+
+}  // namespace sk::SK_ISA

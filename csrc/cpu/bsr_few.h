@@ -1,0 +1,119 @@
+// bsr_linear for a few batch rows (decoding): weights are read in place, once, and their bytes bound it.
+#pragma once
+
+#include "bsr_tile.h"
+#include "few.h"
+
+namespace sk::SK_ISA {
+namespace {
+
+constexpr int64_t kFewBatch = 8;  // larger batches fill a vector: one weight meets kLanes batch rows
+
+// The sums of S, 2 S, .. lanes whose numbers differ in bits up to S, in each of them.
+template <int S>
+[[gnu::always_inline]] inline vec sum_lanes(vec v) {
+  if constexpr (S == 0) return v;
+  return sum_lanes<S / 2>(v + shuffle(v, v, [](int l) constexpr { return l ^ S; }, Lanes{}));
+}
+
+// Batch rows as the weights meet them: the columns of a block are `span` floats, a vector at least. Narrower blocks have as
+// many rows to a vector of weights as fit it, and their columns are repeated for each.
+struct FewRows {
+  const float* data;
+  int64_t stride, span;
+};
+
+// sums[b * sums_stride + r] = the dot products of NV vectors of rows, which begin `offset` weights into the blocks of block row
+// i, and NB batch rows. kWidth: columns of W in a vector.
+template <int kWidth, int NV, int NB, class T>
+void dot_rows(const sk_bsr& w, const T* values, int64_t i, int64_t offset, FewRows x, float* sums, int64_t sums_stride) {
+  const int64_t size = w.block_rows * w.block_cols, begin = w.block_row_ptr[i], end = w.block_row_ptr[i + 1];
+  vec acc[NV][NB] = {};
+  const auto add = [&](const auto* weights, int64_t j) __attribute__((always_inline)) {
+    for (int64_t c = 0; c < x.span; c += kLanes) {
+      vec v[NB];
+      for (int b = 0; b < NB; b++) v[b] = load(x.data + b * x.stride + j * x.span + c);
+      for (int r = 0; r < NV; r++) {
+        const vec weight = load(weights + r * x.span + c);
+        for (int b = 0; b < NB; b++) acc[r][b] += weight * v[b];
+      }
+    }
+  };
+  for (int64_t k = begin; k < end; k++) {
+    const T* const weights = values + k * size + offset;
+    const int64_t j = w.block_col_idx[k], inside = w.cols - j * w.block_cols;
+    if (offset == 0)  // whole blocks at a time are fetched, though a few of their rows are read
+      for (int64_t n = 0; n < size; n += 64 / sizeof(T)) __builtin_prefetch(weights + 2 * size + n);
+    if (inside >= w.block_cols) {
+      add(weights, j);
+    } else {  // past the edge of W are no weights, whatever stands there
+      alignas(64) float cut[NV * 128];
+      for (int64_t n = 0; n < NV * x.span; n++) cut[n] = n % w.block_cols < inside ? to_float(weights[n]) : 0.0f;
+      add(cut, j);
+    }
+  }
+  for (int r = 0; r < NV; r++)
+    for (int b = 0; b < NB; b++) {
+      const vec total = sum_lanes<kWidth / 2>(acc[r][b]);
+      for (int l = 0; l < kLanes; l += kWidth) *(sums + b * sums_stride + r * (kLanes / kWidth) + l / kWidth) = total[l];
+    }
+}
+
+// Block rows [i0, i1) of W times NB batch rows. As many sums as fit the registers: 4 vectors of weights, or fewer.
+template <int kWidth, int NB, class T>
+void few_rows(const sk_bsr& w, const T* values, int64_t i0, int64_t i1, FewRows x, float* sums, int64_t sums_stride) {
+  constexpr int kVectors = NB <= kTileVectors ? 4 : 4 * kTileVectors / NB;
+  const int64_t size = w.block_rows * w.block_cols;
+  for (int64_t i = i0; i < i1; i++)
+    for (int64_t offset = 0, n; offset < size; offset += n * x.span, sums += n * (kLanes / kWidth)) {
+      n = offset + kVectors * x.span <= size ? kVectors : 1;
+      (n == 1 ? dot_rows<kWidth, 1, NB, T> : dot_rows<kWidth, kVectors, NB, T>)(w, values, i, offset, x, sums, sums_stride);
+    }
+}
+
+// Calls f(the columns of W in a vector of weights) as a compile-time constant.
+template <class F>
+void with_width(int64_t width, F f) {
+  if constexpr (kLanes >= 16)
+    if (width >= 16) return f(std::integral_constant<int, 16>{});
+  if constexpr (kLanes >= 8)
+    if (width >= 8) return f(std::integral_constant<int, 8>{});
+  f(std::integral_constant<int, 4>{});
+}
+
+// Block rows [i0, i1) of y.
+template <class T>
+void linear_few(const sk_bsr& w, const T* values, int64_t i0, int64_t i1, const sk_matrix& x, const T* bias,
+                sk_activation activation, const sk_matrix& y) {
+  const int64_t batch = x.batch <= 2   ? x.batch
+                        : x.batch <= 4 ? 4
+                                       : 8;  // the last ones may be whatever scratch memory holds
+  const int64_t width = w.block_cols, copies = max<int64_t>(1, kLanes / width);
+  const int64_t columns = ceil_div(ceil_div(w.cols, width) * width, kLanes) * kLanes;
+  float* const rows = scratch<Use::kInput>().get<float>(batch * columns * (copies > 1 ? 1 + copies : 1));
+  copy_rows<T>(x, columns, rows);
+  FewRows operand = {rows, columns, width * copies};
+  if (copies > 1) {
+    float* const repeated = rows + batch * columns;
+    for (int64_t c = 0; c < batch * columns; c += width)
+      for (int64_t i = 0; i < copies; i++) memcpy(repeated + c * copies + i * width, rows + c, width * sizeof(float));
+    operand = {repeated, columns * copies, width * copies};
+  }
+  const int64_t step = max<int64_t>(1, kFewRows / w.block_rows), stride = step * w.block_rows;
+  float* const sums = scratch<Use::kOutput>().get<float>(batch * ceil_div(stride, kLanes) * kLanes);
+  for (int64_t i = i0; i < i1; i += step) {
+    with_width(width, [&](auto lanes) {
+      const auto run = [&](auto nb) { few_rows<lanes(), nb()>(w, values, i, min(i + step, i1), operand, sums, stride); };
+      switch (batch) {
+        case 1: return run(std::integral_constant<int, 1>{});
+        case 2: return run(std::integral_constant<int, 2>{});
+        case 4: return run(std::integral_constant<int, 4>{});
+        case 8: return run(std::integral_constant<int, 8>{});
+      }
+    });
+    finish_sums(sums, stride, i * w.block_rows, min(min(i + step, i1) * w.block_rows, w.rows), bias, activation, y);
+  }
+}
+
+}  // namespace
+}  // namespace sk::SK_ISA

@@ -1,0 +1,128 @@
+// The inner loops of the BSR products: dense matrix products whose sums stay in registers.
+#pragma once
+
+#include "panel.h"
+#include "sparsekern/bsr.h"
+
+namespace sk::SK_ISA {
+namespace {
+
+// Sums in registers are 4 rows x 4 vectors, or 8 x 2 and 8 x 1: at most 16 of 32 AVX-512 registers, 8 of 16 elsewhere. A row of
+// 4 vectors meets 4 weights: 8 loads and 16 FMAs. Of the FMA peak, operands in L1, 64 terms: 4 x 4 91 %, 8 x 2 90 %,
+// 8 x 1 96 %, 4 x 1 84 % and 16 x 1 80 % (as many loads as FMAs).
+constexpr int kTileVectors = kLanes == 16 ? 4 : 2;
+constexpr int64_t kSegment = 64;  // panel rows that meet all rows of a block while they stay in L1: 16 KB
+
+// A matrix with its axes swapped: what is packed then has the batch as rows.
+inline sk_matrix swapped(const sk_matrix& m) { return {m.data, m.features, m.batch, m.stride_feature, m.stride_batch}; }
+
+// Panel p of a batch, as narrow as its columns allow.
+inline Slice own_slice(int64_t batch, int64_t p) {
+  Slice s = slice(batch, p);
+  s.stride = s.width;
+  return s;
+}
+
+// First block row (or column) of range i of n, so that ranges have about equally many blocks.
+inline int64_t range_begin(const int32_t* ptr, int64_t rows, int64_t i, int64_t n) {
+  if (i == n) return rows;
+  const double target = (double(ptr[rows]) + double(rows)) * double(i) / double(n);
+  int64_t low = 0, high = rows;
+  while (low < high) {
+    const int64_t mid = (low + high) / 2;
+    if (double(ptr[mid]) + double(mid) < target)
+      low = mid + 1;
+    else
+      high = mid;
+  }
+  return low;
+}
+
+// acc[r][j] += the sum over k < n of a[r * row + k * term] times row k of b, NV vectors.
+template <int MR, int NV, class T>
+[[gnu::always_inline]] inline void multiply(int64_t n, const T* a, int64_t row, int64_t term, const float* b, int64_t b_row,
+                                            vec (&acc)[MR][NV]) {
+  for (int64_t k = 0; k < n; k++, a += term, b += b_row) {
+    vec v[NV];
+    for (int j = 0; j < NV; j++) v[j] = load(b + j * kLanes);
+    for (int r = 0; r < MR; r++) {
+      const vec weight = broadcast(to_float(a[r * row]));
+      for (int j = 0; j < NV; j++) acc[r][j] += weight * v[j];
+    }
+  }
+}
+
+// Cuts rows x vectors into what fits the registers: calls f(MR, NV, r, j) for MR rows from r and NV vectors from j, MR and NV
+// compile-time constants. `rows` is a multiple of 4.
+template <int NV, class F>
+[[gnu::always_inline]] inline void for_strips(int64_t rows, int64_t j, F f) {
+  constexpr int kRows = NV * 8 <= 4 * kTileVectors ? 8 : 4;
+  if (rows % kRows == 0)
+    for (int64_t r = 0; r < rows; r += kRows)
+      f(std::integral_constant<int, kRows>{}, std::integral_constant<int, NV>{}, r, j);
+  else
+    for (int64_t r = 0; r < rows; r += 4) f(std::integral_constant<int, 4>{}, std::integral_constant<int, NV>{}, r, j);
+}
+template <class F>
+[[gnu::always_inline]] inline void for_tiles(int64_t rows, int64_t vectors, F f) {
+  int64_t j = 0;
+  for (; j + kTileVectors <= vectors; j += kTileVectors) for_strips<kTileVectors>(rows, j, f);
+  switch (vectors - j) {
+    case 1: return for_strips<1>(rows, j, f);
+    case 2: return for_strips<2>(rows, j, f);
+    case 3: return for_strips<3>(rows, j, f);
+  }
+}
+
+// Fetches features [first + r, first + r + n) of `m`, or less, for writing. A few at a time, while FMAs go on: +5 % where y is out
+// of cache, which a block row's lines at once do not give.
+template <class T>
+[[gnu::always_inline]] inline void prefetch_rows(const sk_matrix& m, int64_t first, int64_t r, int64_t n, int64_t end,
+                                                 Slice s) {
+  if (m.stride_batch == 1 || r % kLanes == 0) prefetch_unpack<T>(m, first + r, min(first + r + n, end), s);
+}
+
+// A block, or a part of it, that meets `terms` rows of a panel.
+template <class T>
+struct Term {
+  const T* weights;
+  const float* panel;
+  int64_t terms;
+};
+
+// Rows of a panel or, feature-major, of a matrix.
+struct Rows {
+  float* data;
+  int64_t stride;
+};
+
+// Whether features of `m` can be written as rows: finished sums then go there from registers, without a second pass.
+template <class T>
+bool has_rows(const sk_matrix& m, Slice s) {
+  return std::is_same_v<T, float> && m.stride_batch == 1 && s.count == s.width;
+}
+inline Rows rows_of(const sk_matrix& m, int64_t feature, Slice s) {
+  return {static_cast<float*>(m.data) + feature * m.stride_feature + s.begin, m.stride_feature};
+}
+
+// to [rows, s.width] = from + the sum of weights * panel over the parts at(begin) .. at(end - 1). before(r, n) is called before
+// rows [r, r + n) are computed.
+template <class At, class F>
+void multiply_parts(At at, int64_t begin, int64_t end, int64_t rows, int64_t row, int64_t term, Slice s, Rows from, Rows to,
+                    F before) {
+  for_tiles(rows, s.width / kLanes, [&](auto mr, auto nv, int64_t r, int64_t j) {
+    before(r, mr());
+    vec acc[mr()][nv()];
+    for (int i = 0; i < mr(); i++)
+      for (int l = 0; l < nv(); l++) acc[i][l] = load(from.data + (r + i) * from.stride + (j + l) * kLanes);
+    for (int64_t k = begin; k < end; k++) {
+      const auto part = at(k);
+      multiply<mr(), nv()>(part.terms, part.weights + r * row, row, term, part.panel + j * kLanes, s.stride, acc);
+    }
+    for (int i = 0; i < mr(); i++)
+      for (int l = 0; l < nv(); l++) store(to.data + (r + i) * to.stride + (j + l) * kLanes, acc[i][l]);
+  });
+}
+
+}  // namespace
+}  // namespace sk::SK_ISA

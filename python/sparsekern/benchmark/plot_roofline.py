@@ -1,0 +1,191 @@
+"""The roofline: what every case reaches of what the cores can compute and memory can deliver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from ..formats import parse_format
+from .cases import Case
+from .results import Row
+from .timing import quantile
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+C = TypeVar("C", Case, Row)
+
+# Okabe and Ito's colours, by the format's stem.
+_COLOURS = {
+    "csr": ("CSR", "#d55e00"),
+    "bsr": ("BSR", "#0072b2"),
+    "nm": ("N:M", "#009e73"),
+    "vnm": ("V:N:M", "#cc79a7"),
+    "dense": ("dense torch", "#9e9e9e"),
+}
+_MARKERS = {
+    "forward": ("forward", "o"),
+    "backward_input": ("backward, input", "s"),
+    "backward_weight": ("backward, weight", "^"),
+    "forward_backward": ("forward + backward", "D"),
+    "decode float32": ("decode, float32", "v"),
+    "decode bfloat16": ("decode, bfloat16", "P"),
+}
+
+
+def shown(cases: Iterable[C]) -> list[C]:
+    """The cases or rows that have a place: layers with warm weights, decoding (batch 8 at most) with cold ones.
+
+    Few rows of x with a weight from the cache are not bound by memory.
+    """
+    return [
+        case for case in cases if case.product in _MARKERS and (case.batch > 8) != (case.weights == "cold")
+    ]
+
+
+def point(row: Row) -> tuple[float, float]:
+    """``(FLOP per byte, share of the FMA peak)``.
+
+    The bytes are those that any kernel must move once per product: the weight with its indices, x (or the
+    gradient) and y.
+    """
+    products = 3 if row.product == "forward_backward" else 1
+    density = row.density if row.ours else 1.0
+    flop = 2.0 * products * density * row.out_features * row.in_features * row.batch
+    weight = row.read_fraction * row.read_gbs * 1e6 * row.median_ms
+    element = getattr(torch, row.dtype).itemsize
+    activations = row.batch * (row.in_features + row.out_features) * element
+    return flop / (products * (weight + activations)), row.peak_fraction
+
+
+def draw(rows: Sequence[Row]) -> Figure:
+    """The picture: arithmetic intensity against speed, both logarithmic, under the two measured ceilings.
+
+    Batch-major rows of the native kernels, and dense torch in grey, once per shape.
+    """
+    from matplotlib import pyplot
+
+    fitting = shown(rows)
+    peak = quantile([row.peak_gflops for row in fitting], 0.5)
+    bandwidth = quantile([row.read_gbs for row in fitting], 0.5)
+    figure, axes = pyplot.subplots(figsize=(9.6, 6.4), dpi=150, layout="constrained")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    points = _points(fitting)
+    for (stem, kind), places in points.items():
+        x, shares = zip(*places, strict=True)
+        axes.scatter(
+            x,
+            [peak * share for share in shares],
+            s=42,
+            marker=_MARKERS[kind][1],
+            color=_COLOURS[stem][1],
+            edgecolors="white",
+            linewidths=0.6,
+            alpha=0.85,
+            zorder=2 if stem == "dense" else 3,
+        )
+    _ceilings(axes, peak, bandwidth, [place for places in points.values() for place in places])
+    _legends(axes, {stem for stem, _ in points}, {kind for _, kind in points})
+    first = fitting[0]
+    figure.suptitle(
+        "Roofline: useful arithmetic against the bytes it needs\n"
+        f"{first.machine}, {first.device}, {first.threads} threads, torch {first.torch}",
+        fontsize=11,
+    )
+    return figure
+
+
+def _points(rows: Sequence[Row]) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """What :func:`point` says, by colour and marker."""
+    points: dict[tuple[str, str], dict[object, tuple[float, float]]] = {}
+    for row in rows:
+        if row.layout != "batch" or row.backend not in ("native", "reference", "dense"):
+            continue
+        dense = row.backend == "dense"
+        stem = "dense" if dense else parse_format(row.format).kind.format
+        kind = row.product if row.batch > 8 else f"decode {row.dtype}"
+        # Dense torch ran beside every format and sparsity: once is enough.
+        what = ("", 0.0) if dense else (row.format, row.sparsity)
+        shape = (row.out_features, row.in_features, row.batch, row.dtype)
+        points.setdefault((stem, kind), {}).setdefault((shape, what), point(row))
+    return {key: list(places.values()) for key, places in points.items()}
+
+
+def _ceilings(axes: Axes, peak: float, bandwidth: float, places: Sequence[tuple[float, float]]) -> None:
+    """The two lines that no kernel passes, with their names, and axes to fit them and the points."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    ridge = peak / bandwidth
+    left = min(0.5 * ridge, *(0.6 * x for x, _ in places))
+    right = max(2.0 * ridge, *(1.6 * x for x, _ in places))
+    bottom = min(0.5, *(0.6 * share for _, share in places), left / ridge)
+    style = {"color": "#5f6368", "linewidth": 1.4, "zorder": 1}
+    axes.plot([left, ridge, right], [bandwidth * left, peak, peak], **style)
+    axes.plot(
+        [ridge, right], [0.75 * peak] * 2, color="#bdbdbd", linewidth=1, linestyle=(0, (4, 3)), zorder=1
+    )
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom * peak, 1.45 * peak)
+    text = {"color": "#5f6368", "fontsize": 9}
+    axes.annotate(
+        f"{peak:.0f} GFLOP/s: float32 multiply-adds",
+        (right, peak),
+        xytext=(-4, 4),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        **text,
+    )
+    axes.annotate(
+        "75 %", (right, 0.75 * peak), xytext=(4, 0), textcoords="offset points", va="center", **text
+    )
+    middle = (left * ridge) ** 0.5
+    axes.annotate(
+        f"{bandwidth:.0f} GB/s: memory",
+        (middle, bandwidth * middle),
+        xytext=(-4, 4),
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        rotation=45,
+        rotation_mode="anchor",
+        transform_rotates_text=True,
+        **text,
+    )
+    axes.set_xlabel("FLOP per byte of weight, indices, x and y")
+    axes.set_ylabel("GFLOP/s on nonzeros")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.grid(which="major", color="#e8e8e8")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _legends(axes: Axes, stems: set[str], kinds: set[str]) -> None:
+    """Colours say the format, markers what is computed."""
+    from matplotlib.lines import Line2D
+
+    entries = [
+        *((name, colour, "o") for stem, (name, colour) in _COLOURS.items() if stem in stems),
+        *((name, "#5f6368", marker) for kind, (name, marker) in _MARKERS.items() if kind in kinds),
+    ]
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=colour,
+            marker=marker,
+            linestyle="",
+            markersize=7,
+            markeredgecolor="white",
+            label=name,
+        )
+        for name, colour, marker in entries
+    ]
+    axes.legend(handles=handles, loc="lower right", ncols=2, fontsize=9, frameon=False)

@@ -1,0 +1,142 @@
+"""``python -m sparsekern tune``: measures the coefficients of :mod:`sparsekern.cost` on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import cost, ops
+from ..formats import parse_format
+from ..formats.products import PRODUCTS
+from .progress import progress
+from .timing import quantile, race
+
+SHAPES = ((512, 512), (2048, 1024), (768, 3072))
+BATCHES = (1, 2, 4, 16, 32, 128, 512)
+_MIN_SECONDS = 0.002
+
+# Format and sparsity of the weights from which each family's coefficients are fitted.
+SAMPLES: dict[str, Sequence[tuple[str, float | None]]] = {
+    "csr": (("csr", 0.98), ("csr", 0.8), ("csr", 0.4)),
+    "bsr4": (("bsr4", 0.9), ("bsr4", 0.4)),
+    "bsr8": (("bsr8", 0.9), ("bsr8", 0.4)),
+    "bsr16": (("bsr16", 0.9), ("bsr16", 0.2)),
+    "bsr32": (("bsr32", 0.9), ("bsr64", 0.2)),
+    "nm4": (("1:4", None), ("2:4", None)),
+    "nm": (("2:8", None), ("8:16", None)),
+    "vnm": (("64:2:16", None), ("64:2:8", None)),
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One measured call: which coefficients it says something about, its features and its seconds."""
+
+    key: str
+    features: list[float]
+    seconds: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``tune``."""
+    parser.add_argument("--output", type=Path, help="the profile to write (default: where it is looked for)")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Measure, fit, save, and say how well the fit predicts what was measured."""
+    path = arguments.output or cost.profile_path()
+    readings = list(measure())
+    coefficients = {key: fit([r for r in readings if r.key == key]) for key in cost.keys()}
+    threads = torch.get_num_threads()
+    cost.write(path, coefficients, f"measured with {threads} threads, {cost.isa()}, torch {torch.__version__}")
+    errors = [
+        abs(np.dot(coefficients[r.key], r.features) / r.seconds - 1.0) for r in readings
+    ]
+    print(f"wrote {path}: {len(readings)} readings, half within {quantile(errors, 0.5):.0%} of the fit, "
+          f"nine in ten within {quantile(errors, 0.9):.0%}")
+    return 0
+
+
+def measure() -> Iterator[Reading]:
+    """All readings, with a progress bar."""
+    families = [("dense", None, None), *((f, *s) for f, samples in SAMPLES.items() for s in samples)]
+    cases = list(itertools.product(families, cost.DTYPES, SHAPES))
+    for (family, spec, sparsity), dtype, shape in progress(cases):
+        if spec is None:
+            yield from _dense(dtype, shape)
+        else:
+            yield from _native(family, spec, sparsity, dtype, shape)
+
+
+def fit(readings: Sequence[Reading]) -> list[float]:
+    """Non-negative coefficients with the least squared relative error.
+
+    There are so few that the best of all subsets which come out non-negative is the exact answer.
+    """
+    rows = np.array([r.features for r in readings]) / np.array([[r.seconds] for r in readings])
+    best, least = np.zeros(cost.TERMS), np.inf
+    for count in range(1, cost.TERMS + 1):
+        for chosen in map(list, itertools.combinations(range(cost.TERMS), count)):
+            scale = rows[:, chosen].max(0)
+            found = np.linalg.lstsq(rows[:, chosen] / scale, np.ones(len(rows)), rcond=None)[0] / scale
+            error = float(np.square(rows[:, chosen] @ found - 1.0).sum())
+            if (found >= 0.0).all() and error < least:
+                best, least = np.zeros(cost.TERMS), error
+                best[chosen] = found
+    return [float(c) for c in best]
+
+
+def _dense(dtype: torch.dtype, shape: tuple[int, int]) -> Iterator[Reading]:
+    weight, bias = torch.randn(shape).to(dtype), torch.randn(shape[0]).to(dtype)
+    for batch in BATCHES:
+        x, grad = torch.randn(batch, shape[1]).to(dtype), torch.randn(batch, shape[0]).to(dtype)
+        calls: dict[str, Callable[[], object]] = {
+            "forward": lambda x=x: torch.nn.functional.linear(x, weight, bias),
+            "backward_input": lambda grad=grad: grad @ weight,
+            "backward_weight": lambda x=x, grad=grad: (grad.t() @ x, grad.sum(0)),
+        }
+        yield from _read("dense", dtype, shape, weight.numel(), batch, calls)
+
+
+def _native(
+    family: str, spec: str, sparsity: float | None, dtype: torch.dtype, shape: tuple[int, int]
+) -> Iterator[Reading]:
+    kind = parse_format(spec)
+    pattern = kind.from_mask(kind.prune(torch.rand(shape), sparsity))
+    values, bias = torch.randn(pattern.values_shape).to(dtype), torch.randn(shape[0]).to(dtype)
+    products, at = PRODUCTS[pattern.format], (pattern.tensors(), pattern.sizes())
+    for batch in BATCHES:
+        x, grad = torch.randn(batch, shape[1]).to(dtype), torch.randn(batch, shape[0]).to(dtype)
+        calls: dict[str, Callable[[], object]] = {
+            "forward": lambda x=x: ops.linear(x, values, pattern, bias, backend="native"),
+            "backward": lambda x=x, grad=grad: products.backward(grad, x, values, *at, True, True, True),
+            "backward_weight": lambda x=x, grad=grad: products.backward(grad, x, values, *at, False, True, True),
+        }
+        yield from _read(family, dtype, shape, values.numel(), batch, calls)
+    dense: Tensor = products.scatter(values, *at)
+    yield from _read(family, dtype, shape, dense.numel(), 1, {"scatter": lambda: products.scatter(values, *at)})
+    yield from _read(family, dtype, shape, values.numel(), 1, {"gather": lambda: products.gather(dense, *at)})
+
+
+@torch.no_grad()
+def _read(
+    strategy: str,
+    dtype: torch.dtype,
+    shape: tuple[int, int],
+    values: int,
+    batch: int,
+    calls: dict[str, Callable[[], object]],
+) -> list[Reading]:
+    features = cost.features(*shape, values, batch)
+    times = race(calls, rounds=3, min_seconds=_MIN_SECONDS)
+    return [
+        Reading(cost.key(strategy, dtype, product, batch), features, quantile(seconds, 0.5))
+        for product, seconds in times.items()
+    ]

@@ -1,0 +1,253 @@
+"""What a product costs by each strategy: the model behind ``backend="auto"`` on a CPU.
+
+A strategy's time is a sum of non-negative terms, ``t = Σ_i c_i f_i``. The features ``f`` are what bounds the
+kernels: a call, the weight's bytes, multiply-adds, and what goes in and out; the coefficients ``c``, in
+seconds, are measured, see :mod:`sparsekern.benchmark.tune`. One row of x, few and many run on different
+kernels, so each has coefficients of its own. Only ratios of two times are used, so a profile of
+another thread count or clock serves as well.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import math
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import platformdirs
+import torch
+
+from ._library import LOAD_ERROR
+from .dense import NATIVE, Plan
+from .formats import Pattern
+
+VERSION = 1
+"""Of the profile's layout."""
+
+FEW = 16
+"""Batches up to this one take the kernels for few rows of x."""
+
+MARGIN = 0.95
+"""Native kernels run where they are predicted to take at most this share of what torch's dense products do:
+near break-even a wrong guess must cost nothing."""
+
+_PARTS = {
+    "dense": ("forward", "backward_input", "backward_weight"),
+    "native": ("forward", "backward", "backward_weight"),
+}
+"""What is measured: a dense product each, the native gradients together and that of the values alone."""
+
+
+def features(out_features: int, in_features: int, values: int, batch: int) -> list[float]:
+    """A call, the weight's values, multiply-adds, and numbers in and out; ``values`` of a dense weight is
+    ``out · in``."""
+    columns = batch if batch <= FEW else -(-batch // FEW) * FEW  # many rows run in whole vectors of them
+    return [1.0, values, float(values) * columns, float(in_features + out_features) * columns]
+
+
+def family(pattern: Pattern) -> str:
+    """Patterns of one family share coefficients: their kernels are as fast per value."""
+    options = pattern.options
+    if pattern.format == "bsr":
+        return f"bsr{min(*options['block'], 32)}"
+    if pattern.format == "nm":
+        return "nm4" if options["m"] <= 4 else "nm"
+    return pattern.format
+
+
+def key(strategy: str, dtype: torch.dtype, product: str, batch: int) -> str:
+    """Names the coefficients of a strategy (a family, ``"dense"``), e.g. ``"csr/float32/forward/few"``."""
+    kernels = "one" if batch == 1 else "few" if batch <= FEW else "many"
+    return f"{strategy}/{str(dtype).removeprefix('torch.')}/{product}/{kernels}"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Measured coefficients.
+
+    Attributes:
+        coefficients: :func:`key` to one number per feature, in seconds.
+        source: where they come from, for people.
+    """
+
+    coefficients: Mapping[str, list[float]]
+    source: str
+
+    def seconds(
+        self, strategy: str, dtype: torch.dtype, product: str, shape: tuple[int, int], values: int, batch: int
+    ) -> float:
+        """The predicted time of a part of a training step, or of ``"scatter"`` or ``"gather"``."""
+        coefficients = self.coefficients[key(strategy, dtype, product, batch)]
+        terms = features(*shape, values, batch)
+        return sum(c * f for c, f in zip(coefficients, terms, strict=True))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one call.
+
+    Attributes:
+        plan: who should compute what.
+        seconds: the time of that.
+        dense: the time of an ``nn.Linear`` of the same shape.
+    """
+
+    plan: Plan
+    seconds: float
+    dense: float
+
+
+def predict(
+    pattern: Pattern, batch: int, dtype: torch.dtype, need_x: bool = True, need_values: bool = True
+) -> Prediction:
+    """The fastest plan for a call, with its backward pass where gradients of x or the values are needed.
+
+    A plan with a dense forward product or gradient of x scatters the values first, but for inference, where
+    the copy is kept.
+    """
+    profile = current()
+    shape, name = pattern.shape, family(pattern)
+    size, values = shape[0] * shape[1], math.prod(pattern.values_shape)
+
+    def native(product: str, numbers: int = values, rows: int = batch) -> float:
+        return profile.seconds(name, dtype, product, shape, numbers, rows)
+
+    def dense(product: str) -> float:
+        return profile.seconds("dense", dtype, product, shape, size, batch)
+
+    grad_x = dense("backward_input") if need_x else 0.0
+    grad_values = dense("backward_weight") if need_values else 0.0
+    scatter = native("scatter", size, 1) if need_x or need_values else 0.0
+    gather = native("gather", rows=1) if need_values else 0.0
+    weight_alone = native("backward_weight") if need_values else 0.0
+    both = native("backward") if need_x else weight_alone
+    times = {
+        Plan(forward, *gradients): (dense("forward") if forward else native("forward"))
+        + seconds
+        + (scatter if forward or (gradients[0] and need_x) else 0.0)
+        for forward in (False, True)
+        for gradients, seconds in (
+            ((False, False), both),
+            ((True, False), grad_x + weight_alone),
+            ((True, True), grad_x + grad_values + gather),
+        )
+    }
+    native_time = times.pop(NATIVE)
+    plan = min(times, key=times.__getitem__)
+    seconds = times[plan]
+    if native_time <= MARGIN * seconds:
+        plan, seconds = NATIVE, native_time
+    return Prediction(plan, seconds, dense("forward") + grad_x + grad_values)
+
+
+def choose(pattern: Pattern, batch: int, dtype: torch.dtype, need_x: bool, need_values: bool) -> Plan:
+    """:func:`predict`'s plan, remembered by the pattern for batches of about this size."""
+    if batch == 0:
+        return NATIVE
+    bucket = batch if batch <= FEW else 1 << (batch - 1).bit_length()
+    at = (bucket, dtype, need_x, need_values)
+    choices = _CHOICES.setdefault(pattern, {})
+    if at not in choices:
+        choices[at] = predict(pattern, bucket, dtype, need_x, need_values).plan
+    return choices[at]
+
+
+_CHOICES: WeakKeyDictionary[Pattern, dict[tuple[int, torch.dtype, bool, bool], Plan]] = WeakKeyDictionary()
+
+_COMPILED_DENSITY = {"csr": 0.5, "bsr": 0.6, "nm": 0.5, "vnm": 0.5}
+
+
+def native_if_compiled(pattern: Pattern, dtype: torch.dtype) -> bool:
+    """The choice for a compiled graph, which serves every batch: by density alone, about where native kernels
+    break even with dense at large batches. Dense products of bfloat16 are twice as fast, ours are not."""
+    bound = _COMPILED_DENSITY[pattern.format]
+    return pattern.density <= (bound if dtype == torch.float32 else bound / 2)
+
+
+# --- profiles: the one that ``tune`` wrote on this machine, else the one that comes with the package ---------
+
+_BUILT_IN = Path(__file__).with_name("profiles")
+
+
+def profile_path() -> Path:
+    """Where ``python -m sparsekern tune`` keeps what it measured: the platform's folder for such data.
+
+    ``SPARSEKERN_PROFILE`` names another file.
+    """
+    if path := os.environ.get("SPARSEKERN_PROFILE"):
+        return Path(path)
+    return Path(platformdirs.user_data_dir("sparsekern", appauthor=False)) / f"{isa()}.json"
+
+
+def isa() -> str:
+    """The instruction set in use; ``"generic"`` without the library, where nothing is native anyway."""
+    return "generic" if LOAD_ERROR else str(torch.ops.sparsekern.isa())
+
+
+@functools.cache
+def current() -> Profile:
+    """This machine's profile. A file that cannot be used is warned of once, and the built-in one used."""
+    path = profile_path()
+    if path.exists():
+        try:
+            return read(path)
+        except (OSError, ValueError) as error:
+            warnings.warn(
+                f"{error}; using the built-in profile. `python -m sparsekern tune` makes a new one",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+    return read(_BUILT_IN / f"{isa()}.json")
+
+
+def read(path: Path) -> Profile:
+    """The profile in a file. Raises ``ValueError`` that names the file if it is not one of this version."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        version, coefficients = data["version"], data["coefficients"]
+        if version != VERSION:
+            raise ValueError(f"version must be {VERSION}, got {version!r}")
+        wanted = set(keys())
+        if missing := sorted(wanted - set(coefficients)):
+            raise ValueError(f"coefficients must hold {missing[0]!r}")
+        for name in wanted:
+            numbers = coefficients[name]
+            good = isinstance(numbers, list) and len(numbers) == TERMS
+            if not good or not all(isinstance(c, int | float) and 0.0 <= c < math.inf for c in numbers):
+                raise ValueError(f"coefficients of {name!r} must be {TERMS} numbers >= 0, got {numbers!r}")
+        return Profile({name: coefficients[name] for name in wanted}, str(data["source"]))
+    except (KeyError, TypeError, ValueError) as error:  # bad JSON is a ValueError too
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{path} must be a profile of sparsekern: {what}") from None
+
+
+def write(path: Path, coefficients: Mapping[str, list[float]], source: str) -> None:
+    """Save a profile; a reader sees the old file or the new one, never half of it."""
+    text = json.dumps({"version": VERSION, "source": source, "coefficients": coefficients}, indent=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.tmp")
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(path)
+    current.cache_clear()
+
+
+FAMILIES = ("csr", "bsr4", "bsr8", "bsr16", "bsr32", "nm4", "nm", "vnm")
+DTYPES = (torch.float32, torch.bfloat16)
+TERMS = len(features(1, 1, 1, 1))
+
+
+def keys() -> Iterator[str]:
+    """All that a profile holds."""
+    for strategy, dtype in itertools.product(("dense", *FAMILIES), DTYPES):
+        parts = _PARTS["dense" if strategy == "dense" else "native"]
+        for product, batch in itertools.product(parts, (1, FEW, FEW + 1)):
+            yield key(strategy, dtype, product, batch)
+        if strategy != "dense":
+            yield key(strategy, dtype, "scatter", 1)
+            yield key(strategy, dtype, "gather", 1)

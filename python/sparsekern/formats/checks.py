@@ -1,0 +1,109 @@
+"""What all formats check of index tensors and scores, with one wording."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+INT32_MAX = 2**31 - 1
+
+
+def check_shape(shape: tuple[int, int]) -> tuple[int, int]:
+    """``(out_features, in_features)`` as two ints that fit 32 bits."""
+    out_features, in_features = int(shape[0]), int(shape[1])
+    if min(out_features, in_features) < 0 or max(out_features, in_features) > INT32_MAX:
+        raise ValueError(f"shape must be two sizes in [0, {INT32_MAX}], got {(out_features, in_features)}")
+    return out_features, in_features
+
+
+def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, sizes: tuple[int | str, ...]) -> None:
+    """Raise unless ``tensor`` is contiguous, of ``dtype`` and of these ``sizes``; a string is any size."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    fits = tensor.dim() == len(sizes) and all(
+        isinstance(size, str) or size == got for size, got in zip(sizes, tensor.shape, strict=True)
+    )
+    if tensor.dtype != dtype or not fits:
+        must = f"{str(dtype).removeprefix('torch.')} [{', '.join(map(str, sizes))}]"
+        raise ValueError(f"{name} must be {must}, got {tensor.dtype} {list(tensor.shape)}")
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} must be contiguous, got stride {tensor.stride()}")
+
+
+def check_one_device(**tensors: Tensor) -> None:
+    """Raise unless all ``tensors`` are on one device."""
+    devices = [str(tensor.device) for tensor in tensors.values()]
+    if len(set(devices)) > 1:
+        raise ValueError(f"{' and '.join(tensors)} must be on one device, got {' and '.join(devices)}")
+
+
+def check_compressed(
+    ptr_name: str, ptr: Tensor, idx_name: str, idx: Tensor, rows: int, columns: int, entries: str
+) -> None:
+    """Raise unless ``ptr`` and ``idx`` are compressed rows.
+
+    Int32 ``ptr [rows + 1]`` runs from 0 to the number of ``entries`` (a word for messages), and int32 ``idx``
+    holds columns in ``[0, columns)``, strictly ascending within a row.
+    """
+    check_tensor(ptr_name, ptr, torch.int32, (rows + 1,))
+    check_tensor(idx_name, idx, torch.int32, (entries,))
+    check_one_device(**{ptr_name: ptr, idx_name: idx})
+    if ptr.device.type == "meta":
+        return
+    count = idx.numel()
+    first, last = int(ptr[0]), int(ptr[-1])
+    if first != 0 or last != count:
+        raise ValueError(f"{ptr_name} must run from 0 to {entries} = {count}, got {first} to {last}")
+    falling = (ptr[1:] < ptr[:-1]).nonzero()  # not diff(), which can overflow
+    if falling.numel():
+        raise ValueError(f"{ptr_name} must not decrease, got a decrease after row {int(falling[0])}")
+    if count == 0:
+        return
+    low, high = int(idx.min()), int(idx.max())
+    if low < 0 or high >= columns:
+        raise ValueError(f"{idx_name} must be in [0, {columns}), got values from {low} to {high}")
+    # A step down is allowed only where a row starts.
+    unsorted = idx[1:] <= idx[:-1]
+    starts = ptr[1:-1].long()
+    unsorted[starts[(starts > 0) & (starts < count)] - 1] = False
+    if bool(unsorted.any()):
+        entry = int(unsorted.nonzero()[0]) + 1
+        raise ValueError(f"{idx_name} must ascend strictly within each row, but entry {entry} does not")
+
+
+def check_scores(scores: Tensor, finite: bool = False) -> Tensor:
+    """``scores [out, in]`` in the dtype that pruning computes in: float32, or float64 if that or an integer.
+
+    Args:
+        scores: what a mask is chosen by.
+        finite: refuse infinities too, as sums of scores must.
+
+    Raises:
+        ValueError: no matrix; NaN in it, or infinities where they must not be.
+    """
+    if scores.dim() != 2:
+        raise ValueError(f"scores must be a matrix [out, in], got shape {list(scores.shape)}")
+    scores = scores.detach()
+    if not scores.is_floating_point():
+        scores = scores.double()
+    elif scores.dtype != torch.float64:
+        scores = scores.float()
+    if scores.numel():
+        extremes = torch.stack(torch.aminmax(scores))  # both NaN if there is one; a fifth of isfinite's time
+        if bool(extremes.isnan().any()):
+            at = int(scores.isnan().reshape(-1).nonzero()[0])
+            raise ValueError(f"scores must not hold NaN, got one at flat index {at}")
+        if finite and bool(extremes.isinf().any()):
+            at = int(scores.isinf().reshape(-1).nonzero()[0])
+            raise ValueError(f"scores must be finite, got {float(scores.reshape(-1)[at])} at flat index {at}")
+    return scores
+
+
+def check_fixed_sparsity(sparsity: float | None, fixed: float, spec: str) -> None:
+    """Raise unless ``sparsity`` is None or what the format ``spec`` fixes."""
+    if sparsity is None:
+        return
+    if not 0.0 <= sparsity < 1.0:
+        raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
+    if abs(sparsity - fixed) > 1e-6:
+        raise ValueError(f"sparsity must be {fixed:.6g} or None, as format {spec!r} fixes it, got {sparsity}")

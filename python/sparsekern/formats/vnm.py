@@ -1,0 +1,198 @@
+"""V:N:M sparsity: V rows share 4 of each M consecutive columns, and each row holds N = 2 of those 4."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .checks import INT32_MAX, check_fixed_sparsity, check_one_device, check_scores, check_shape, check_tensor
+from .groups import (
+    GroupPattern,
+    check_group_counts,
+    check_nnz,
+    check_positions,
+    row_values,
+    top_of_groups,
+)
+from .pattern import check_mask
+from .vnm_columns import best_columns
+
+SELECTED = 4  # columns of each group that the rows of a tile share
+
+
+class VNM(GroupPattern):
+    """A pattern of V × M tiles, each with 4 columns that its V rows share; each row holds 2 of the 4.
+
+    V is a multiple of 4, N is 2, which sparse tensor cores run, and ``4 ≤ M ≤ 256`` (Castro et al., "VENOM: A
+    Vectorized N:M Format for Unleashing the Power of Sparse Tensor Cores", 2023).
+
+    Args:
+        shape: ``(out_features, in_features)``. Where V does not divide ``out``, the last row tile has the
+            rows that are left. Where M does not divide ``in``, the last group has the ``c = in % M`` columns
+            that are left, selects ``min(4, c)`` of them, and holds ``min(N, c)`` values of each row.
+        columns: uint8 ``[ceil(out / V), ceil(in / M), 4]``: the positions of the selected columns in their
+            group, strictly ascending; where a last group selects fewer than 4, the last one is repeated.
+        index: uint8 ``[out, in·N/M]``, exactly ``[out, in // M · N + min(N, in % M)]``: which of the selected
+            columns each value is in, strictly ascending within a group.
+        v, n, m: V, N and M.
+
+    Raises:
+        ValueError: wrong dtype, shape or contents; the message names the tensor, the rule and what was found.
+
+    The values have the shape of ``index``. Derived when built, for the kernels: ``selected``, int32, the
+    columns of W that ``columns`` stands for; ``packed``, uint8 ``[out, bytes]``, ``index`` in 2 bits each,
+    the first one lowest, rows padded to a multiple of 4 bytes; and :class:`~sparsekern.formats.csr.Tiles`.
+    """
+
+    format = "vnm"
+    state_names = ("columns", "index")
+
+    def __init__(
+        self, shape: tuple[int, int], columns: Tensor, index: Tensor, v: int, n: int, m: int
+    ) -> None:
+        self.shape = check_shape(shape)
+        self.v, self.n, self.m = check_vnm(v, n, m)
+        check_nnz(self.shape, n, m)
+        _check_contents(self.shape, columns, index, v, n, m)
+        self.columns = columns
+        self.index = index
+        device = index.device
+        groups = columns.shape[1]
+        starts = torch.arange(groups, dtype=torch.int32, device=device) * m
+        self.selected = starts[:, None] + columns
+        tile = torch.arange(self.shape[0], device=device).div_(v, rounding_mode="floor") * groups
+        group = torch.arange(index.shape[1], device=device).div_(n, rounding_mode="floor")
+        slot = (tile[:, None] + group).mul_(SELECTED).add_(index)
+        self._derive(self.selected.view(-1)[slot], bits=2)
+
+    @classmethod
+    def from_mask(cls, mask: Tensor, v: int, n: int, m: int) -> VNM:
+        """The pattern of a bool mask ``[out, in]``.
+
+        A tile that uses fewer than 4 columns selects its first unused ones as well.
+
+        Raises:
+            ValueError: a row that does not hold exactly N in a group, or a tile that uses more than 4
+                columns; the message names it and what was found.
+        """
+        check_mask(mask)
+        shape, (v, n, m) = check_shape((mask.shape[0], mask.shape[1])), check_vnm(v, n, m)
+        check_nnz(shape, n, m)
+        check_group_counts(mask, n, m)
+        used = _used_columns(mask, v, m)
+        counts = used.sum(2)
+        if bool((counts > SELECTED).any()):
+            tile, group = (counts > SELECTED).nonzero()[0].tolist()
+            last_row, last_column = min((tile + 1) * v, shape[0]) - 1, min((group + 1) * m, shape[1]) - 1
+            raise ValueError(
+                f"mask must use at most {SELECTED} columns in each {v} x {m} tile, but row tile {tile}, "
+                f"group {group} (rows {tile * v} to {last_row}, columns {group * m} to {last_column}) "
+                f"uses {int(counts[tile, group])}"
+            )
+        # Used columns first, then the others, each by position.
+        position = torch.arange(m, dtype=torch.int16, device=mask.device)
+        order = torch.where(used, position, position + m).topk(SELECTED, largest=False).values
+        columns = order.remainder_(m).sort().values
+        rank = torch.zeros_like(used, dtype=torch.uint8).scatter_(2, columns.long(), 1).cumsum(2) - 1
+        row, column = mask.nonzero().unbind(1)
+        index = rank.view(-1)[row.div_(v, rounding_mode="floor").mul_(rank[:1].numel()).add_(column)]
+        if shape[1] % m:
+            columns[:, -1].clamp_(max=shape[1] % m - 1)
+        return cls(
+            shape,
+            columns.to(torch.uint8),
+            index.to(torch.uint8).view(shape[0], row_values(shape[1], n, m)),
+            v,
+            n,
+            m,
+        )
+
+    @classmethod
+    def from_state(cls, shape: tuple[int, int], state: dict[str, Tensor], v: int, n: int, m: int) -> VNM:
+        """The pattern of ``columns`` and ``index``, checked completely. Raises as the class does."""
+        return cls(shape, state["columns"], state["index"], v, n, m)
+
+    @classmethod
+    def prune(cls, scores: Tensor, sparsity: float | None, v: int, n: int, m: int) -> Tensor:
+        """Bool mask with the largest sum of ``scores``: 4 columns for each tile, then the best N of each row.
+
+        Exact for ``M ≤ 8``. Beyond that the columns are a local optimum that keeps 99.97 % of the optimum
+        or more on average, see :mod:`sparsekern.formats.vnm_columns`. Ties go to the lower column.
+
+        Raises:
+            ValueError: scores that are no matrix or not finite; a sparsity that is not ``1 − N/M``; bad V, N
+                or M.
+        """
+        fixed = cls.fixed_sparsity(v, n, m)
+        scores = check_scores(scores, finite=True)
+        check_fixed_sparsity(sparsity, fixed, f"{v}:{n}:{m}")
+        selected = best_columns(scores, v, m).repeat_interleave(v, 0)[: scores.shape[0], : scores.shape[1]]
+        return top_of_groups(torch.where(selected, scores, -torch.inf), n, m)
+
+    @classmethod
+    def fixed_sparsity(cls, v: int, n: int, m: int) -> float:
+        """``1 − N/M``."""
+        _, n, m = check_vnm(v, n, m)
+        return 1.0 - n / m
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """``{"v": V, "n": N, "m": M}``."""
+        return {"v": self.v, "n": self.n, "m": self.m}
+
+    @property
+    def spec(self) -> str:
+        """``"V:N:M"``, e.g. ``"64:2:8"``."""
+        return f"{self.v}:{self.n}:{self.m}"
+
+    def tensors(self) -> list[Tensor]:
+        """``[columns, index, selected, packed]`` and those of :class:`~sparsekern.formats.csr.Tiles`."""
+        return [self.columns, self.index, self.selected, self.packed, *self.tiles.tensors()]
+
+    def sizes(self) -> list[int]:
+        """``[out, in, V, N, M]``."""
+        return [*self.shape, self.v, self.n, self.m]
+
+
+def check_vnm(v: int, n: int, m: int) -> tuple[int, int, int]:
+    """``(v, n, m)``, or ``ValueError`` where they are no V:N:M."""
+    integers = all(isinstance(size, int) for size in (v, n, m))
+    if not (integers and 4 <= v <= INT32_MAX and v % 4 == 0 and n == 2 and SELECTED <= m <= 256):
+        raise ValueError(
+            "v must be a positive multiple of 4, n must be 2, and m an integer in [4, 256], "
+            f"got v = {v!r}, n = {n!r} and m = {m!r}"
+        )
+    return v, n, m
+
+
+def _used_columns(mask: Tensor, v: int, m: int) -> Tensor:
+    """Bool ``[row tiles, groups, m]``: the columns in which a row of the tile has a value."""
+    out_features, in_features = mask.shape
+    row_tiles, groups, height = -(-out_features // v), -(-in_features // m), min(v, max(out_features, 1))
+    mask = F.pad(mask, (0, groups * m - in_features, 0, row_tiles * height - out_features))
+    return mask.view(row_tiles, height, groups, m).any(1)
+
+
+def _check_contents(shape: tuple[int, int], columns: Tensor, index: Tensor, v: int, n: int, m: int) -> None:
+    out_features, in_features = shape
+    row_tiles, groups, rest = -(-out_features // v), in_features // m, in_features % m
+    check_tensor("columns", columns, torch.uint8, (row_tiles, groups + bool(rest), SELECTED))
+    check_tensor("index", index, torch.uint8, (out_features, row_values(in_features, n, m)))
+    check_one_device(columns=columns, index=index)
+    if columns.device.type == "meta":
+        return
+    last = min(SELECTED, rest)
+    rows = columns.flatten(1)[:, : groups * SELECTED + last]
+    check_positions("columns", rows, SELECTED, m, rest, groups, "row tile")
+    if last:
+        wrong = (columns[:, -1, last:] != columns[:, -1, last - 1 : last]).any(1).nonzero()
+        if wrong.numel():
+            tile = int(wrong[0])
+            raise ValueError(
+                f"columns must repeat the last of the {last} columns that the last group selects, "
+                f"but row tile {tile} holds {columns[tile, -1].tolist()} there"
+            )
+    check_positions("index", index, n, SELECTED, last, groups, "row")

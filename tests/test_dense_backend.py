@@ -1,0 +1,190 @@
+"""The dense strategy: the same results and gradients, and a copy of W that is never out of date."""
+
+import gc
+import itertools
+
+import pytest
+import sparsekern as sk
+import torch
+from cases import DTYPES, LAYOUTS, MASKS, op, random_pattern, where
+from sparsekern import dense
+from tolerance import assert_product
+from torch.utils.checkpoint import checkpoint
+
+formats = pytest.mark.parametrize("format", MASKS)
+
+
+def make(format, shape=(100, 70), dtype=torch.float32):
+    pattern = random_pattern(format, shape, 0.5)
+    return pattern, torch.randn(pattern.values_shape).to(dtype).requires_grad_()
+
+
+PLANS = [dense.Plan(*flags) for flags in itertools.product((False, True), repeat=3)]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@formats
+def test_every_plan(format, layout, plan):
+    """Dense and native parts side by side give y and the gradients, whichever are asked for."""
+    pattern, values = make(format)
+    x, grad = (LAYOUTS[layout](torch.randn(7, size)) for size in (70, 100))
+    x, bias = x.requires_grad_(), torch.randn(100, requires_grad=True)
+    inputs = (x, values, bias)
+
+    def products(x, v, b, g):
+        return x @ pattern.scatter(v).t() + b, g @ pattern.scatter(v), pattern.gather(g.t() @ x), g.sum(0)
+
+    y = dense.planned_linear(x, values, bias, pattern, plan)
+    assert y.stride() == ((1, 7) if "feature-major" in layout else (100, 1))
+    got = torch.autograd.grad(y, inputs, grad, retain_graph=True)
+    assert_product((y, *got), products, *inputs, grad)
+    for wanted in ([x], [values], [bias], [x, bias], [values, bias]):
+        some = [tensor.detach().requires_grad_(any(tensor is w for w in wanted)) for tensor in inputs]
+        y = dense.planned_linear(*some, pattern, plan)
+        asked = [tensor for tensor in some if tensor.requires_grad]
+        for gradient, tensor in zip(torch.autograd.grad(y, asked, grad), asked, strict=True):
+            full = got[next(i for i, s in enumerate(some) if s is tensor)]
+            torch.testing.assert_close(gradient, full)
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_plans_under_checkpointing(plan):
+    """There saved tensors may be asked for once."""
+    pattern, values = make("csr")
+    x = torch.randn(7, 70, requires_grad=True)
+    expected = torch.autograd.grad(
+        dense.planned_linear(x, values, None, pattern, plan).square().sum(), (x, values)
+    )
+    y = checkpoint(dense.planned_linear, x, values, None, pattern, plan, use_reentrant=False)
+    got = torch.autograd.grad(y.square().sum(), (x, values))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+@formats
+def test_second_derivatives_of_every_plan(format, plan):
+    pattern, values = make(format)
+    x, grad, u = torch.randn(5, 70), torch.randn(5, 100), torch.randn(5, 70)
+    inputs = (x, values.detach(), grad, u, torch.randn(pattern.values_shape))
+
+    def second(linear, *inputs):
+        x, values, grad, u, v = (tensor.detach().requires_grad_() for tensor in inputs)
+        first = torch.autograd.grad(linear(x, values), (x, values), grad, create_graph=True)
+        return torch.autograd.grad(first, (grad, x, values), (u, v))
+
+    got = second(lambda x, v: dense.planned_linear(x, v, None, pattern, plan), *inputs)
+    assert_product(got, lambda *exact: second(lambda x, v: x @ pattern.scatter(v).t(), *exact), *inputs)
+
+
+def call(x, values, pattern, bias=None):
+    return sk.linear(x, values, pattern, bias, backend="dense")
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16, torch.float64], ids=str)
+@formats
+def test_results_and_gradients(format, dtype):
+    pattern, values = make(format, dtype=dtype)
+    x, bias = torch.randn(7, 70).to(dtype).requires_grad_(), torch.randn(100).to(dtype).requires_grad_()
+    grad = torch.randn(7, 100).to(dtype)
+    y = call(x, values, pattern, bias)
+    got = (y, *torch.autograd.grad(y, (x, values, bias), grad))
+
+    def products(x, v, b, g):
+        return x @ pattern.scatter(v).t() + b, g @ pattern.scatter(v), pattern.gather(g.t() @ x), g.sum(0)
+
+    assert_product(got, products, x, values, bias, grad)
+
+
+@formats
+def test_second_derivatives(format):
+    pattern, values = make(format, (6, 5), torch.float64)
+    x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, v: call(x, v, pattern), (x, values))
+    assert torch.autograd.gradgradcheck(lambda x, v: call(x, v, pattern), (x, values))
+
+
+@formats
+def test_scatter_and_gather(format):
+    """The ops against torch's indexing, at ragged edges too."""
+    for shape in ((1, 1), (100, 70), (333, 129), (64, 128)):
+        pattern, values = make(format, shape)
+        values = pattern.zero_padding_(values.detach())
+        dense_weight = op(pattern, "scatter")(values, *where(pattern))
+        assert torch.equal(dense_weight, pattern.scatter(values))
+        other = torch.randn(shape)
+        assert torch.equal(op(pattern, "gather")(other, *where(pattern)), pattern.gather(other))
+
+
+def test_the_copy_is_kept_while_values_stay():
+    pattern, values = make("csr")
+    x = torch.randn(3, 70)
+    first = call(x, values, pattern)
+    copy = dense._kept_copy(values, pattern)
+    assert torch.equal(call(x, values, pattern), first)
+    assert dense._kept_copy(values, pattern) is copy
+    with torch.no_grad():
+        values.mul_(2.0)
+    assert dense._kept_copy(values, pattern) is not copy
+    assert_product(call(x, values, pattern), lambda x, v: x @ pattern.scatter(v).t(), x, values)
+
+
+def test_the_copy_follows_what_counts_no_version():
+    """``.data`` and another pattern change W, and not the version of the values."""
+    pattern, values = make("csr")
+    x = torch.randn(3, 70)
+    call(x, values, pattern)
+    values.data.mul_(2.0)
+    assert_product(call(x, values, pattern), lambda x, v: x @ pattern.scatter(v).t(), x, values)
+    values.data = torch.randn_like(values)
+    assert_product(call(x, values, pattern), lambda x, v: x @ pattern.scatter(v).t(), x, values)
+    flipped = sk.CSR.from_mask(pattern.to_mask().flip(0))
+    assert_product(call(x, values, flipped), lambda x, v: x @ flipped.scatter(v).t(), x, values)
+
+
+def test_the_copy_goes_with_the_values():
+    pattern, values = make("csr")
+    gc.collect()
+    before = len(dense._COPIES)
+    call(torch.randn(3, 70), values, pattern)
+    assert len(dense._COPIES) == before + 1
+    del values
+    gc.collect()
+    assert len(dense._COPIES) == before
+
+
+def test_a_training_step_after_another():
+    layer = sk.SparseLinear(70, 100, sparsity=0.3)
+    layer.backend = "dense"
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    other = sk.SparseLinear.from_dense(layer.to_dense(), mask=layer.mask)
+    other.backend = "reference"
+    twin = torch.optim.SGD(other.parameters(), lr=0.1)
+    for _ in range(3):
+        x = torch.randn(8, 70)
+        for model, steps in ((layer, optimizer), (other, twin)):
+            steps.zero_grad()
+            model(x).square().mean().backward()
+            steps.step()
+        assert torch.equal(layer.values, other.values)
+
+
+def test_inference_mode():
+    with torch.inference_mode():
+        pattern, values = make("csr")
+        x = torch.randn(3, 70)
+        assert_product(call(x, values, pattern), lambda x, v: x @ pattern.scatter(v).t(), x, values)
+
+
+@pytest.mark.parametrize("backend", ["dense", "native"])
+@formats
+def test_compiled(format, backend):
+    pattern, values = make(format)
+
+    def function(x, values):
+        return sk.linear(x, values, pattern, backend=backend, activation="relu")
+
+    x = torch.randn(5, 70, requires_grad=True)
+    torch._dynamo.reset()
+    y = torch.compile(function, fullgraph=True, backend="aot_eager")(x, values)
+    assert torch.equal(y, function(x, values))

@@ -1,0 +1,107 @@
+"""Masks that are N:M along rows and columns: they are that, and none keeps more."""
+
+import itertools
+
+import pytest
+import torch
+from sparsekern.formats import NM, transposable
+
+
+def check_transposable(mask, n, m):
+    tiles = mask.view(mask.shape[0] // m, m, mask.shape[1] // m, m)
+    assert (tiles.sum(1) == n).all()
+    assert (tiles.sum(3) == n).all()
+
+
+def score_kinds(*shape):
+    yield torch.rand(shape)
+    yield torch.distributions.StudentT(2.0).sample(shape)
+    yield torch.randint(0, 3, shape).float()
+    yield torch.zeros(shape)
+    yield torch.rand(shape) * 10.0 ** torch.randint(-30, 30, shape[:1] + (1,) * (len(shape) - 1))
+    yield torch.rand(shape) + 1000.0
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 2), (2, 2), (1, 3), (2, 3), (1, 4), (2, 4), (3, 4)])
+def test_transposable_against_brute_force(n, m):
+    rows = [[i in kept for i in range(m)] for kept in itertools.combinations(range(m), n)]
+    masks = torch.tensor(list(itertools.product(rows, repeat=m)))
+    masks = masks[(masks.sum(1) == n).all(1)].double()
+    assert (n, m) != (2, 4) or len(masks) == 90
+    for scores in score_kinds(7 * m, 5 * m):
+        mask = NM.prune_transposable(scores, n=n, m=m)
+        check_transposable(mask, n, m)
+        tiles = scores.double().view(7, m, 5, m).transpose(1, 2)
+        kept = (tiles * mask.view(7, m, 5, m).transpose(1, 2)).sum((2, 3))
+        best = torch.einsum("abij,kij->abk", tiles, masks).amax(2)
+        assert (kept >= best - 1e-4 * tiles.abs().amax((2, 3))).all()
+
+
+def best_cycle(scores, mask):
+    """``[tiles]``: how much masks ``[tiles, m, m]`` can gain where ones move round a cycle of rows.
+
+    From row i to row k, a one moves in the column where that gains most. A mask is the best of those with its
+    row and column sums if and only if no cycle of such moves gains. Here each must gain 1e-5 of the largest
+    score to count.
+    """
+    leave = torch.where(mask, -scores, -torch.inf)
+    enter = torch.where(mask, -torch.inf, scores)
+    gain = (leave[:, :, None] + enter[:, None]).amax(3) - 1e-5 * scores.abs().amax((1, 2), keepdim=True)
+    gain.diagonal(dim1=1, dim2=2).fill_(0)
+    for k in range(gain.shape[1]):
+        gain = torch.maximum(gain, gain[:, :, k, None] + gain[:, None, k])
+    return gain.diagonal(dim1=1, dim2=2).amax(1)
+
+
+@pytest.mark.parametrize(("n", "m"), [(3, 5), (2, 8), (4, 8), (7, 8), (1, 8), (8, 16), (4, 16)])
+def test_transposable_is_optimal(n, m):
+    for scores in score_kinds(10 * m, 10 * m):
+        mask = NM.prune_transposable(scores, n=n, m=m)
+        check_transposable(mask, n, m)
+        tiles = scores.double().view(10, m, 10, m).transpose(1, 2).reshape(-1, m, m)
+        chosen = mask.view(10, m, 10, m).transpose(1, 2).reshape(-1, m, m)
+        assert (best_cycle(tiles, chosen) <= 0).all()
+
+
+def test_the_flow_finds_the_best_of_the_90(monkeypatch):
+    scores = torch.rand(40, 40)
+    expected = NM.prune_transposable(scores, n=2, m=4)
+    monkeypatch.setattr(transposable, "_best_of_all", lambda tiles: transposable._best(tiles, 2))
+    assert torch.equal(NM.prune_transposable(scores, n=2, m=4), expected)
+
+
+def test_transposable_ties():
+    assert (
+        NM.prune_transposable(torch.zeros(4, 4), n=2, m=4).int().tolist()
+        == [
+            *([0, 0, 1, 1], [0, 0, 1, 1]),
+            *([1, 1, 0, 0], [1, 1, 0, 0]),
+        ][::-1]
+    )
+
+
+def test_transposable_in_chunks(monkeypatch):
+    scores = torch.rand(40, 40)
+    expected = NM.prune_transposable(scores, n=4, m=8)
+    monkeypatch.setattr("sparsekern.formats.transposable.CHUNK", 50)
+    assert torch.equal(NM.prune_transposable(scores, n=4, m=8), expected)
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 8), (8, 0)])
+def test_transposable_of_nothing(shape):
+    assert NM.prune_transposable(torch.rand(shape), n=4, m=8).shape == shape
+
+
+@pytest.mark.parametrize("shape", [(8, 10), (10, 8), (1, 4)])
+def test_transposable_sizes(shape):
+    message = r"scores must have sizes that are multiples of m = 4 for a transposable mask, got shape \["
+    with pytest.raises(ValueError, match=message):
+        NM.prune_transposable(torch.rand(shape), n=2, m=4)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_transposable_scores_are_finite(bad):
+    scores = torch.rand(8, 8)
+    scores[2, 3] = bad
+    with pytest.raises(ValueError, match=r"scores must (not hold NaN|be finite), got .* at flat index 19"):
+        NM.prune_transposable(scores, n=2, m=4)
