@@ -1,6 +1,6 @@
 """``python bench/run.py``: ``python -m sparsekern bench`` with the optional peers, into ``bench/results``.
 
-Rows are always kept there; the picture is redrawn by a run that leaves no case out.
+Rows are always kept there; the pictures are redrawn by a run that leaves no case out.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ def main() -> int:
     command.add_arguments(parser)
     parser.set_defaults(output=RESULTS / "cpu.csv")
     arguments = parser.parse_args()
-    if not (arguments.suite or arguments.shape or arguments.sparsity or arguments.product or arguments.plot):
-        arguments.plot = RESULTS / "csr.png"
+    chosen = ("suite", "shape", "format", "sparsity", "product", "dtype", "plot")
+    if not any(getattr(arguments, name) for name in chosen):
+        arguments.plot = RESULTS
     found = peers.installed()
     if not found:
         print("no optional peer is installed: see bench/README.md")

@@ -25,6 +25,13 @@ FLOORS = [
     (Case(1024, 1024, 1024, 0.9, "forward_backward"), 3.0),
     (Case(768, 3072, 128, 0.95, "forward_backward"), 4.5),
     (Case(4096, 4096, 1, 0.9, "forward"), 2.5),
+    (Case(1024, 1024, 1024, 0.9, "forward", format="bsr32"), 4.0),
+    (Case(1024, 1024, 1024, 0.9, "forward_backward", format="bsr32"), 3.5),
+    (Case(1024, 1024, 1024, 0.75, "forward", format="2:8"), 1.0),
+    (Case(1024, 1024, 1024, 0.875, "forward", format="64:2:16"), 2.2),
+    (Case(1024, 1024, 1024, 0.875, "forward_backward", format="64:2:16"), 1.7),
+    (Case(4096, 4096, 1, 0.5, "forward", torch.bfloat16, format="2:4"), 1.0),
+    (Case(4096, 4096, 1, 0.75, "forward", torch.bfloat16, format="64:2:8"), 1.5),
 ]
 
 

@@ -1,52 +1,18 @@
-"""The benchmark: fair timing, honest results, a results file that stays whole."""
+"""The benchmark: fair timing, honest results."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from sparsekern.benchmark import (
-    OURS,
-    PEERS,
-    SUITES,
-    Case,
-    Contender,
-    Facts,
-    Row,
-    append,
-    last_run,
-    plot,
-    race,
-    read,
-    report,
-    run_case,
-    speedup,
-    timing,
-)
+from benchmark_rows import rows_of
+from sparsekern.benchmark import PEERS, SUITES, Case, Contender, race, report, speedup, timing
 from sparsekern.benchmark.cases import PRODUCTS
+from sparsekern.benchmark.contenders import line_up
 from sparsekern.benchmark.roofline import Roofline, cache_bytes
 from torch import Tensor, nn
-
-
-class Flat(Roofline):
-    """A machine of known peaks, so that no test waits for the real one's."""
-
-    def __init__(self) -> None:
-        self.source = "fma"
-
-    def gflops(self) -> float:
-        return 100.0
-
-    def read_gbs(self) -> float:
-        return 10.0
-
-
-def rows_of(case: Case, contenders: tuple[Contender, ...] = (*OURS, *PEERS)) -> list[Row]:
-    return run_case(case, contenders, Facts.now(), Flat(), rounds=2, min_seconds=1e-5)
 
 
 class Clock:
@@ -145,9 +111,70 @@ def test_shares_of_the_roofline() -> None:
     for row, work in ((ours, flop), (dense, 2 * flop)):
         low, high = (work / (1e-3 * ms) / 100e9 for ms in (2 * row.p80_ms, row.p20_ms / 2))
         assert low <= row.peak_fraction <= high
-    weight_bytes = 4 * 300 + 4 * 300 + 4 * 21  # values, col_idx, row_ptr
+    weight_bytes = 4 * 300 + 2 * 300 + 4 * 21  # values, 16-bit columns, row_ptr
     assert ours.read_fraction == pytest.approx(weight_bytes / (1e-3 * ours.median_ms) / 10e9)
     assert dense.read_fraction == pytest.approx(4 * 600 / (1e-3 * dense.median_ms) / 10e9)
+
+
+@pytest.mark.parametrize(
+    ("spec", "sparsity", "index_bytes"),
+    [
+        ("bsr4", 0.5, 4 * (64 // 4 + 1) + 4 * 64),  # block_row_ptr and block_col_idx
+        ("2:4", 0.5, 64 * (16 * 2 // 8)),  # 2 bits per value
+        ("16:2:8", 0.75, 4 * (64 // 16) * (32 // 8) * 4 + 64 * 4),  # columns, and 2 bits, in words of 4 bytes
+    ],
+)
+def test_bytes_of_the_other_formats(spec: str, sparsity: float, index_bytes: int) -> None:
+    row = rows_of(Case(64, 32, 8, sparsity, format=spec))[0]
+    weight_bytes = 4 * (1 - sparsity) * 64 * 32 + index_bytes
+    assert row.read_fraction == pytest.approx(weight_bytes / (1e-3 * row.median_ms) / 10e9)
+
+
+@pytest.mark.parametrize("product", ["forward", "backward_input", "backward_weight", "forward_backward"])
+@pytest.mark.parametrize("spec", ["bsr16", "bsr4x8", "2:4", "2:8", "32:2:8"])
+@pytest.mark.parametrize("suite", ["layers", "auto"])
+def test_every_format_computes_every_product(suite: str, spec: str, product: str) -> None:
+    """Ragged shapes included: blocks that reach past the edge hold padding."""
+    (case,) = SUITES[suite].cases(shapes=[(70, 52, 24)], formats=[spec], sparsities=[0.5], products=[product])
+    rows = rows_of(case, line_up(SUITES[suite], case))
+    ours = {"layers": ["native", "native"], "auto": ["auto"]}[suite]
+    backends = [row.backend for row in rows]
+    assert backends in ([*ours, "dense"], ["reference", "reference", "dense"])
+    assert {row.format for row in rows} == {spec}
+
+
+def test_each_training_step_meets_a_new_weight() -> None:
+    """So a dense copy made for one step does not serve the next."""
+    versions = set()
+
+    class Watched(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            versions.add(self.weight._version)
+            return super().forward(x)
+
+    class Watcher(Contender):
+        backend = "watched"
+
+        def build(self, linear: nn.Linear, mask: Tensor, case: Case) -> nn.Module:
+            copy = Watched(linear.in_features, linear.out_features)
+            copy.load_state_dict(linear.state_dict())
+            return copy
+
+    for product, many in (("forward", False), ("forward_backward", True)):
+        versions.clear()
+        rows_of(Case(16, 16, 2, 0.5, product), (*PEERS, Watcher()))
+        assert (len(versions) > 2) == many
+
+
+def test_bfloat16_is_measured_beside_dense_in_both_dtypes() -> None:
+    case = Case(32, 48, 1, 0.5, "forward", torch.bfloat16, format="2:4")
+    rows = rows_of(case, line_up(SUITES["decode"], case))
+    assert [row.backend for row in rows][1:] == ["dense", "dense float32"]
+    wide = rows[2]
+    assert wide.read_fraction == pytest.approx(4 * 32 * 48 / (1e-3 * wide.median_ms) / 10e9)
+    peers = report.peers_of(rows)[rows[0].case]
+    ratios = [report.versus(rows[0], peer) for peer in peers.values()]
+    assert report.versus_dense(rows[0], peers) == min(ratio for ratio in ratios if ratio is not None)
 
 
 def test_bfloat16_sits_out_torch_sparse() -> None:
@@ -233,155 +260,8 @@ def test_a_wrong_answer_has_no_speed() -> None:
         rows_of(Case(8, 8, 4, 0.5), (*PEERS, Wrong()))
 
 
-def test_the_suites_hold_the_figures_shapes() -> None:
-    layers = list(SUITES["layers"].cases())
-    assert len(layers) == 4 * 7 * 4
-    assert Case(4096, 1024, 256, 0.9, "forward_backward") in layers
-    replaced = list(SUITES["layers"].cases(shapes=[(3, 4, 5)], sparsities=[0.1], products=["forward"]))
-    assert replaced == [Case(3, 4, 5, 0.1, "forward")]
-    assert {case.cold for case in SUITES["decode"].cases()} == {False, True}
-
-
 def test_the_real_roofline() -> None:
     roofline = Roofline(1)
     assert roofline.gflops() > 1.0
     assert roofline.read_gbs() > 0.1
     assert cache_bytes() >= 1 << 18
-
-
-def test_results_round_trip_and_append(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "results.csv"
-    rows = rows_of(Case(8, 8, 4, 0.5), PEERS)
-    first, second = rows, [dataclasses.replace(row, run="9999-01-01T00:00:00Z") for row in rows]
-    append(path, first)
-    before = path.read_bytes()
-    append(path, second)
-    assert path.read_bytes().startswith(before)
-    back = read(path)
-    assert len(back) == 4
-    assert back[0].median_ms == pytest.approx(first[0].median_ms, rel=1e-5)
-    assert back[0].case == first[0].case
-    assert last_run(back) == back[2:]
-    append(tmp_path / "again.csv", back)
-    assert (tmp_path / "again.csv").read_bytes() == path.read_bytes()
-
-
-@pytest.mark.parametrize("text", ["", "a,b,c\n1,2,3\n"])
-def test_another_file_is_refused_and_left_alone(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "other.csv"
-    path.write_text(text)
-    with pytest.raises(
-        ValueError, match=r"other.csv must be a results file with the columns run,commit,.*; got"
-    ):
-        read(path)
-    if text:
-        with pytest.raises(ValueError, match="must be a results file"):
-            append(path, [])
-        assert path.read_text() == text
-
-
-@pytest.mark.parametrize(("whole", "broken"), [(",warm,", ",warm"), (",8,", ",x,"), (",8,", ",,")])
-def test_a_broken_row_is_named(tmp_path: Path, whole: str, broken: str) -> None:
-    path = tmp_path / "results.csv"
-    append(path, rows_of(Case(8, 8, 4, 0.5), PEERS))
-    lines = path.read_text().splitlines()
-    lines[2] = lines[2].replace(whole, broken)
-    path.write_text("\n".join(lines) + "\n")
-    with pytest.raises(ValueError, match=r"results.csv, line 3: must hold 27 fields of a row"):
-        read(path)
-
-
-def made_up(sparsity: float, backend: str, layout: str, ratio: float, **changes: object) -> Row:
-    """A row as a run would leave it, with a chosen speed-up over dense, to test report and picture."""
-    fields = {
-        "run": "2026-01-01T00:00:00Z",
-        "commit": "0",
-        "machine": "CPU, 2 cores",
-        "device": "avx2",
-        "threads": 2,
-        "torch": "2",
-        "format": "csr",
-        "product": "forward_backward",
-        "out_features": 1024,
-        "in_features": 1024,
-        "batch": 1024,
-        "sparsity": sparsity,
-        "density": 1 - sparsity,
-        "dtype": "float32",
-        "weights": "warm",
-        "backend": backend,
-        "layout": layout,
-        "median_ms": 12 / ratio,
-        "p20_ms": 12 / ratio,
-        "p80_ms": 12 / ratio,
-        "speedup_vs_dense": ratio,
-        "speedup_vs_torch_sparse": None,
-        "peak_gflops": 200.0,
-        "peak_source": "fma",
-        "peak_fraction": 0.5,
-        "read_gbs": 30.0,
-        "read_fraction": 0.1,
-    }
-    return Row(**{**fields, **changes})  # type: ignore[arg-type]
-
-
-def made_up_run() -> list[Row]:
-    return [
-        made_up(sparsity, backend, layout, ratio * factor, batch=batch)
-        for batch, factor in ((512, 0.5), (1024, 2.0))
-        for sparsity, ratio in ((0.5, 0.5), (0.8, 4.0), (0.9, 5.0))
-        for backend, layout, ratio in (("native", "batch", ratio), ("dense", "batch", 1 / factor))
-    ]
-
-
-def test_tables_and_means() -> None:
-    rows = made_up_run()
-    table = report.cases(rows)
-    assert " ".join(table.splitlines()[0].split()) == (
-        "forward_backward, float32 batch sparsity weights x major ms p20 p80 dense ratio of peak of read"
-    )
-    assert len(table.splitlines()) == 2 + 6
-    assert "8.00x" in table
-    means = report.means(rows).splitlines()
-    assert [line.split()[4:7:2] + line.split()[7:8] for line in means[2:]] == [
-        ["50", "2", "0.50x"],
-        ["80", "2", "4.00x"],
-        ["90", "2", "5.00x"],
-    ]
-
-
-def test_goals_say_met_and_not_met() -> None:
-    lines = {line.split("  ")[0]: line for line in report.goals(made_up_run()).splitlines()}
-    assert lines["forward+backward vs dense, 80 %"].endswith("4.00x  >= 3.00x      met")
-    assert lines["forward+backward vs dense, 90 %"].endswith("5.00x  >= 6.00x  not met")
-    assert report.goals([made_up(0.42, "native", "batch", 1.0)]) == ""
-
-
-def test_an_empty_pattern_has_a_mean() -> None:
-    rows = rows_of(Case(4, 4, 2, 0.99))
-    assert rows[0].density == 0.0
-    assert "forward" in report.means(rows)
-
-
-def test_break_even_and_lines() -> None:
-    (key, line), *others = plot.lines(made_up_run(), "forward_backward", "float32").items()
-    assert key == ("ours", "batch")
-    assert not others
-    assert [(round(d, 6), round(mean, 6), low, high) for d, mean, low, high in line] == [
-        (0.5, 0.5, 0.25, 1.0),
-        (0.2, 4.0, 2.0, 8.0),
-        (0.1, 5.0, 2.5, 10.0),
-    ]
-    at = plot.break_even(line)
-    assert at is not None
-    assert at == pytest.approx(1 - 0.5 * 0.4 ** (1 / 3))  # a third of the way, on both logarithmic axes
-    assert plot.break_even(line[1:]) is None
-
-
-def test_the_picture(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    plot.plot(made_up_run(), tmp_path / "new" / "run.png")
-    assert (tmp_path / "new" / "run.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match="a picture needs layer-sized cases"):
-        plot.plot([], tmp_path / "none.png")
-    assert not (tmp_path / "none.png").exists()

@@ -72,7 +72,7 @@ def test_a_new_pattern_of_equal_size_compiles_nothing(format):
     compiled = torch.compile(layer, backend=counter, fullgraph=True)
     x = torch.randn(8, 70)
     for _ in range(3):
-        mask = parse_format(format).prune(torch.rand(100, 70), 0.7)
+        mask = parse_format(format).prune(torch.rand(100, 70), free(format, 0.7))
         layer.set_pattern(mask)
         with torch.no_grad():
             layer.values.normal_()
@@ -86,7 +86,7 @@ def test_a_new_pattern_of_another_size(format):
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     x = torch.randn(8, 70)
     for sparsity in (0.7, 0.5, 0.0):
-        layer.set_pattern(parse_format(format).prune(torch.rand(100, 70), sparsity))
+        layer.set_pattern(parse_format(format).prune(torch.rand(100, 70), free(format, sparsity)))
         assert_same(compiled, layer, x)
 
 

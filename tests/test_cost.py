@@ -9,8 +9,8 @@ import sparsekern as sk
 import torch
 from cases import MASKS, random_pattern
 from sparsekern import cost, ops
-from sparsekern.dense import DENSE, NATIVE
 from sparsekern.benchmark import tune
+from sparsekern.dense import DENSE, NATIVE
 from sparsekern.formats import parse_format
 
 
@@ -24,12 +24,14 @@ def profile(tmp_path, monkeypatch):
     cost.current.cache_clear()
 
 
-def flat(**seconds):
-    """Coefficients of calls that take a constant time: ``native=``, ``dense=``."""
-    times = {"native": 1.0, "dense": 1.0} | seconds
-    return {
-        key: [times["dense" if key.startswith("dense/") else "native"], 0.0, 0.0, 0.0] for key in cost.keys()
-    }
+def flat(native=1.0, dense=1.0, copies=1.0):
+    """Coefficients of calls that take a constant time; ``copies`` are scatter and gather."""
+    coefficients = {}
+    for key in cost.keys():
+        copy = key.split("/")[2] in ("scatter", "gather")
+        seconds = copies if copy else dense if key.startswith("dense/") else native
+        coefficients[key] = [seconds, 0.0, 0.0, 0.0]
+    return coefficients
 
 
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
@@ -70,8 +72,8 @@ def test_training_pays_for_scattering(profile):
 def test_parts_are_chosen_one_by_one(profile):
     """A fast dense gradient of x is taken, a slow one of W is not."""
     coefficients = flat(native=10.0, dense=10.0)
-    for key in cost.keys():
-        if key.startswith("dense/") and "/backward_input/" in key or key.endswith("/scatter/one"):
+    for key in coefficients:
+        if key.startswith("dense/") and "/backward_input/" in key:
             coefficients[key] = [1.0, 0.0, 0.0, 0.0]
         if "csr/" in key and "/backward/" in key:
             coefficients[key] = [20.0, 0.0, 0.0, 0.0]
@@ -88,9 +90,14 @@ def test_the_summary_says_what_is_chosen(profile):
     row, head = sk.summary(model).rows
     assert (row.backend, row.speedup, row.reason) == ("native", 12 / 2, None)
     assert (head.backend, head.speedup) == ("torch", None)
-    cost.write(profile, flat(native=4.0, dense=1.0), "a test")
+    coefficients = flat(native=4.0, dense=1.0)
+    cost.write(profile, coefficients, "a test")
+    row, _ = sk.summary(model).rows
+    assert (row.backend, row.speedup) == ("dense", 3 / 5)
+    coefficients["dense/float32/backward_weight/few"] = [9.0, 0.0, 0.0, 0.0]
+    cost.write(profile, coefficients, "a test")
     row, _ = sk.summary(model, batch=7).rows
-    assert row.backend == "native + dense"
+    assert (row.backend, row.speedup) == ("native + dense", 11 / 6)
     assert "predicted to be as fast at batch 7" in row.reason
     assert row.reason in str(sk.summary(model, batch=7))
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from sparsekern import CSR
-from sparsekern.formats.csr import tile_width
+from sparsekern.formats.csr import row_index, tile_width
 
 
 def int32(*numbers):
@@ -43,21 +43,36 @@ def check_tiles(tile_ptr, row_ptr, cols, n_cols):
 @given(patterns())
 def test_tiles_cut_rows_and_columns(pattern):
     transposed = CSR.from_mask(pattern.to_mask().t())
-    check_tiles(pattern.tile_ptr, pattern.row_ptr, pattern.col_idx, pattern.shape[1])
-    check_tiles(pattern.t_tile_ptr, transposed.row_ptr, transposed.col_idx, pattern.shape[0])
-    assert torch.equal(transposed.tile_ptr, pattern.t_tile_ptr)
-    assert torch.equal(transposed.t_tile_ptr, pattern.tile_ptr)
+    tiles, others = pattern.tiles, transposed.tiles
+    check_tiles(tiles.tile_ptr, pattern.row_ptr, pattern.col_idx, pattern.shape[1])
+    check_tiles(tiles.t_tile_ptr, transposed.row_ptr, transposed.col_idx, pattern.shape[0])
+    assert torch.equal(others.tile_ptr, tiles.t_tile_ptr)
+    assert torch.equal(others.t_tile_ptr, tiles.tile_ptr)
+
+
+@pytest.mark.parametrize(("in_features", "dtype"), [(2**16, torch.uint16), (2**16 + 1, torch.int32)])
+def test_columns_are_as_short_as_they_can_be(in_features, dtype):
+    flat = torch.tensor([0, in_features - 1, in_features, 2 * in_features - 1])
+    pattern = CSR.from_flat_index((2, in_features), flat)
+    assert pattern.tiles.columns.dtype == dtype
+    assert pattern.tiles.columns.tolist() == pattern.col_idx.tolist() == [0, in_features - 1] * 2
+
+
+@given(patterns())
+def test_columns_are_those_of_the_index(pattern):
+    assert torch.equal(pattern.tiles.columns.int(), pattern.col_idx)
 
 
 @given(patterns())
 def test_slots_of_the_transposed_entries(pattern):
     """Sorted by column tile, row tile, column and row."""
     width, t_width = tile_width(*pattern.shape, pattern.nnz), tile_width(*pattern.shape[::-1], pattern.nnz)
-    entries = zip(pattern.row_idx().tolist(), pattern.col_idx.tolist(), strict=True)
+    rows = row_index(pattern.row_ptr, pattern.nnz)
+    entries = zip(rows.tolist(), pattern.col_idx.tolist(), strict=True)
     keys = [(column // width, row // t_width, column, row) for row, column in entries]
     order = sorted(range(pattern.nnz), key=keys.__getitem__)
-    assert pattern.t_slot.dtype == torch.int32
-    assert pattern.t_slot[order].tolist() == list(range(pattern.nnz))
+    assert pattern.tiles.t_slot.dtype == torch.int32
+    assert pattern.tiles.t_slot[order].tolist() == list(range(pattern.nnz))
 
 
 @given(patterns())

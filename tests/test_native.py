@@ -72,10 +72,12 @@ def test_bad_arguments():
         native.csr_linear(x, values, w, isa="sse9")
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
         native.fma_peak(0)
-    with pytest.raises(TypeError):
-        native.csr_linear(x, values, [array.astype("i8") for array in w])
-    for bad in (w[:-1], [*w, w[0]], [array.reshape(-1) for array in w], [array[:1] for array in w]):
-        with pytest.raises(ValueError, match=r"pattern must be the \d arrays of CSR\.tensors\(\)"):
+    bad_patterns = [
+        *(w[:-1], [*w, w[0]], [array.reshape(-1) for array in w], [array[:1] for array in w]),
+        *([*w[:i], w[i].astype("i8"), *w[i + 1 :]] for i in (0, 2, 3, 4, 5)),  # 1, col_idx, is not read
+    ]
+    for bad in bad_patterns:
+        with pytest.raises(ValueError, match=r"pattern must be the 6 arrays of CSR\.tensors\(\)"):
             native.csr_linear(x, values, bad)
     with pytest.raises(ValueError, match=r"float32 \[batch, features\]"):
         native.csr_linear(x[0], values, w)

@@ -6,10 +6,12 @@ import pytest
 import sparsekern as sk
 import torch
 from cases import DTYPES, LAYOUTS, MASKS, op, random_pattern, where
-from tolerance import assert_product
+from sparsekern.formats import parse_format
+from tolerance import Exact, assert_product
 from torch.library import opcheck
 
 formats = pytest.mark.parametrize("format", MASKS)
+one_per_op = pytest.mark.parametrize("format", {parse_format(f).kind: f for f in MASKS}.values())
 
 
 def make(format, shape=(100, 70), density=0.3, dtype=torch.float32):
@@ -19,7 +21,7 @@ def make(format, shape=(100, 70), density=0.3, dtype=torch.float32):
     return pattern, values, torch.randn(shape[0]).to(dtype).requires_grad_()
 
 
-def gradients(x, values, bias, grad, pattern, backend="auto"):
+def gradients(x, values, bias, grad, pattern, backend="native"):
     """y and the gradients of x, values and bias."""
     inputs = [tensor.detach().requires_grad_() for tensor in (x, values, bias)]
     y = sk.linear(*inputs[:2], pattern, inputs[2], backend=backend)
@@ -132,19 +134,20 @@ def test_only_what_requires_grad_gets_one(format, needed):
     inputs = [torch.randn(7, 70), values, bias]
     inputs = [t.detach().requires_grad_(bool(n)) for t, n in zip(inputs, needed, strict=True)]
     everything = gradients(*inputs, torch.ones(7, 100), pattern)[1:]
-    sk.linear(inputs[0], inputs[1], pattern, inputs[2]).backward(torch.ones(7, 100))
+    sk.linear(inputs[0], inputs[1], pattern, inputs[2], backend="native").backward(torch.ones(7, 100))
     for tensor, n, grad in zip(inputs, needed, everything, strict=True):
         assert torch.equal(tensor.grad, grad) if n else tensor.grad is None
 
 
+@pytest.mark.parametrize("backend", ["native", "dense", "reference"])
 @formats
-def test_no_grad(format):
+def test_no_grad(format, backend):
     pattern, values, bias = make(format)
     x = torch.randn(7, 70)
-    y = sk.linear(x, values, pattern, bias)
+    y = sk.linear(x, values, pattern, bias, backend=backend)
     for mode in (torch.no_grad(), torch.inference_mode()):
         with mode:
-            z = sk.linear(x, values, pattern, bias)
+            z = sk.linear(x, values, pattern, bias, backend=backend)
             assert torch.equal(y, z)
             assert not z.requires_grad
     assert not sk.linear(x, values.detach(), pattern).requires_grad
@@ -160,8 +163,8 @@ def test_gradcheck_of_the_reference(format, bias):
         return sk.linear(x, values, pattern, b, backend="reference")
 
     inputs = (x, *inputs) if bias else (x, inputs[0])
-    assert torch.autograd.gradcheck(function, inputs)
-    assert torch.autograd.gradgradcheck(function, inputs)
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
 def second_derivatives(pattern, backend, *tensors):
@@ -217,14 +220,64 @@ def test_gradients_of_the_gradients_own_ops(format):
         (torch.float32, "batch-major", 0),
     ],
 )
-@formats
+@one_per_op
 def test_opcheck(format, dtype, layout, batch):
     pattern, values, bias = make(format, dtype=dtype)
     x, grad = (LAYOUTS[layout](torch.randn(batch, size).to(dtype)).requires_grad_() for size in (70, 100))
     at = where(pattern)
     opcheck(op(pattern, "linear"), (x, values, bias, *at))
     opcheck(op(pattern, "linear"), (x, values, None, *at))
+    detached = (x.detach(), values.detach(), bias.detach())
+    opcheck(op(pattern, "linear"), (*detached, *at), {"activation": 2})
     opcheck(op(pattern, "linear_backward_input"), (grad, values, *at))
     opcheck(op(pattern, "linear_backward_weight"), (grad, x, *at))
     for need in ((True, True, True), (True, False, False), (False, True, True), (False, False, False)):
         opcheck(op(pattern, "linear_backward"), (grad, x, values, *at, *need))
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+@one_per_op
+def test_opcheck_of_scatter_and_gather(format, dtype):
+    pattern, values, _ = make(format, dtype=dtype)
+    opcheck(op(pattern, "scatter"), (values, *where(pattern)))
+    dense = torch.randn(100, 70).to(dtype).requires_grad_()
+    opcheck(op(pattern, "gather"), (dense, *where(pattern)))
+
+
+ACTIVATIONS = {
+    "relu": torch.nn.functional.relu,
+    "gelu": torch.nn.functional.gelu,
+    "silu": torch.nn.functional.silu,
+}
+
+
+@pytest.mark.parametrize("backend", ["native", "dense", "reference"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("batch", [0, 1, 5, 33, 130])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@formats
+def test_activation(format, name, batch, dtype, backend):
+    """Where no gradient is asked for it is fused into the product."""
+    pattern, values, bias = make(format, dtype=dtype)
+    x = torch.randn(batch, 70).to(dtype)
+    y = sk.linear(x, values, pattern, bias, activation=name, backend=backend)
+    with torch.no_grad():
+        fused = sk.linear(x, values, pattern, bias, activation=name, backend=backend)
+    exact = Exact(lambda x, v, b: x @ pattern.scatter(v).t() + b, x, values, bias)
+    exact.check_activated(ACTIVATIONS[name], y, "not fused")
+    exact.check_activated(ACTIVATIONS[name], fused, "fused")
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("backend", ["native", "dense", "reference"])
+@formats
+def test_gradients_through_an_activation(format, backend, name):
+    pattern, values, bias = make(format)
+    x, grad = torch.randn(7, 70, requires_grad=True), torch.randn(7, 100)
+    inputs = (x, values, bias)
+    got = torch.autograd.grad(
+        sk.linear(x, values, pattern, bias, activation=name, backend=backend), inputs, grad
+    )
+    y = ACTIVATIONS[name](sk.linear(x, values, pattern, bias, backend=backend))
+    for a, b in zip(got, torch.autograd.grad(y, inputs, grad), strict=True):
+        assert torch.equal(a, b)

@@ -26,15 +26,15 @@ void linear_rows(const sk_bsr& w, const T* values, int64_t i0, int64_t i1, const
     for (int64_t k = begin; k < end; k += step)
       for (int64_t c0 = 0; c0 < width; c0 += kSegment) {
         const bool last = k + step >= end && c0 + kSegment >= width;
-        multiply_parts(
-            [&](int64_t k) -> Term<T> {
-              const int64_t c = w.block_col_idx[k] * width + c0;
-              return {values + k * height * width + c0, x + c * s.stride, min(min(width, kSegment), w.cols - c)};
-            },
-            k, min(k + step, end), height, width, 1, s, sums, direct&& last ? rows_of(y, r0, s) : sums,
-            [&](int64_t r, int64_t n) __attribute__((always_inline)) {
-              if (k == begin && c0 == 0) prefetch_rows<T>(y, r0, r, n, r1, s);
-            });
+        Parts<T> parts;
+        for (int64_t b = k; b < min(k + step, end); b++) {
+          const int64_t c = w.block_col_idx[b] * width + c0;
+          parts.add({values + b * height * width + c0, x + c * s.stride, min(min(width, kSegment), w.cols - c)});
+        }
+        multiply_parts<false>(parts, width, height, s, sums, direct && last ? rows_of(y, r0, s) : sums,
+                              [&](int64_t r, int64_t n) __attribute__((always_inline)) {
+                                if (k == begin && c0 == 0) prefetch_rows<T>(y, r0, r, n, r1, s);
+                              });
       }
     if (direct) continue;
     activate(activation, out, (r1 - r0) * s.stride);

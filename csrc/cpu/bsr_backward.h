@@ -65,20 +65,25 @@ int64_t backward_column(const sk_bsr& w, const T* values, int64_t j, int64_t k, 
   while (k < end && w.t_block_row[k] * height < r1) {
     const int64_t first = k, most = min(k + max<int64_t>(1, kSegment / height), end);
     while (k < most && w.t_block_row[k] * height < r1) k++;
-    for (int64_t part = 0; part < height && from.data != nullptr; part += kSegment)
-      multiply_parts(
-          [&](int64_t k) -> Term<T> {
-            const int64_t r = w.t_block_row[k] * height + part;
-            return {values + (w.t_block[k] * height + part) * width, g + (r - r0) * s.stride,
-                    min(min(height, kSegment), w.rows - r)};
-          },
-          first, k, width, 1, width, s, from, k == end && part + kSegment >= height ? to : from,
-          [&](int64_t c, int64_t n) __attribute__((always_inline)) {
-            if (r1 == w.rows && first == begin && part == 0) prefetch_rows<T>(*grad_x, j * width, c, n, w.cols, s);
-          });
+    for (int64_t h = 0; h < height && from.data != nullptr; h += kSegment) {
+      Parts<T> parts;
+      for (int64_t b = first; b < k; b++) {
+        const int64_t r = w.t_block_row[b] * height + h;
+        parts.add({values + (w.t_block[b] * height + h) * width, g + (r - r0) * s.stride,
+                   min(min(height, kSegment), w.rows - r)});
+      }
+      multiply_parts<true>(parts, width, width, s, from, k == end && h + kSegment >= height ? to : from,
+                           [&](int64_t c, int64_t n) __attribute__((always_inline)) {
+                             if (r1 == w.rows && first == begin && h == 0)
+                               prefetch_rows<T>(*grad_x, j * width, c, n, w.cols, s);
+                           });
+    }
     for (int64_t b = first; b < k && sums != nullptr; b++)
-      (add ? weight_block<true> : weight_block<false>)(w, g + (w.t_block_row[b] * height - r0) * s.stride, x, s,
-                                                       sums + w.t_block[b] * height * width);
+      with_vectors(s.width, [&](auto nv) {
+        (add ? weight_block<true, nv * kLanes>
+             : weight_block<false, nv * kLanes>)(w, g + (w.t_block_row[b] * height - r0) * s.stride, x, s,
+                                                 sums + w.t_block[b] * height * width);
+      });
   }
   return k;
 }
@@ -125,8 +130,8 @@ void backward(const sk_bsr& w, const T* values, const sk_matrix& grad, const sk_
               if (has_rows<T>(*grad_x, s) && c1 - c0 == width) to = rows_of(*grad_x, c0, s);
             }
             if (r0 == 0 && grad_values != nullptr)
-              for (int64_t c = c0; c < c1; c += kSegment)
-                pack_columns<T>(*x, c, min(width, kSegment), s, x_panel + at + (c - c0) * s.width);
+              for (int64_t c = c0; c < c1; c += weight_width(w))
+                pack_columns<T>(*x, c, weight_width(w), s, x_panel + at + (c - c0) * s.stride);
             next[j] =
                 int32_t(backward_column(w, values, j, next[j], r0, r1, g_panel, x_panel + at, s,
                                         grad_values != nullptr ? value_sums(g) : nullptr, p != first, grad_x, from, to));

@@ -74,29 +74,13 @@ template <class F>
   }
 }
 
-// Fetches features [first + r, first + r + n) of `m`, or less, for writing. A few at a time, while FMAs go on: +5 % where y is out
-// of cache, which a block row's lines at once do not give.
-template <class T>
-[[gnu::always_inline]] inline void prefetch_rows(const sk_matrix& m, int64_t first, int64_t r, int64_t n, int64_t end,
-                                                 Slice s) {
-  if (m.stride_batch == 1 || r % kLanes == 0) prefetch_unpack<T>(m, first + r, min(first + r + n, end), s);
-}
-
-// A block, or a part of it, that meets `terms` rows of a panel.
-template <class T>
-struct Term {
-  const T* weights;
-  const float* panel;
-  int64_t terms;
-};
-
 // Rows of a panel or, feature-major, of a matrix.
 struct Rows {
   float* data;
   int64_t stride;
 };
 
-// Whether features of `m` can be written as rows: finished sums then go there from registers, without a second pass.
+// Whether features of `m` can be written as rows: finished sums then go there from registers, without a second pass (+5 %).
 template <class T>
 bool has_rows(const sk_matrix& m, Slice s) {
   return std::is_same_v<T, float> && m.stride_batch == 1 && s.count == s.width;
@@ -105,22 +89,54 @@ inline Rows rows_of(const sk_matrix& m, int64_t feature, Slice s) {
   return {static_cast<float*>(m.data) + feature * m.stride_feature + s.begin, m.stride_feature};
 }
 
-// to [rows, s.width] = from + the sum of weights * panel over the parts at(begin) .. at(end - 1). before(r, n) is called before
-// rows [r, r + n) are computed.
-template <class At, class F>
-void multiply_parts(At at, int64_t begin, int64_t end, int64_t rows, int64_t row, int64_t term, Slice s, Rows from, Rows to,
-                    F before) {
+// Fetches features [first + r, first + r + n) of `m`, or less, for writing. A few at a time, while FMAs go on: +5 % where y is
+// out of cache, which a block row's lines at once do not give.
+template <class T>
+[[gnu::always_inline]] inline void prefetch_rows(const sk_matrix& m, int64_t first, int64_t r, int64_t n, int64_t end,
+                                                 Slice s) {
+  if (m.stride_batch == 1 || r % kLanes == 0) prefetch_unpack<T>(m, first + r, min(first + r + n, end), s);
+}
+
+// A block, or a part of it, that meets `terms` rows of a panel.
+template <class T>
+struct Part {
+  const T* weights;
+  const float* panel;
+  int64_t terms;
+};
+
+// Those of a segment. Listed once, where each strip of rows would have to find them: +3 %.
+template <class T>
+struct Parts {
+  Part<T> part[kSegment / 4];
+  int64_t count = 0;
+  void add(Part<T> p) { part[count++] = p; }
+};
+
+// MR rows x NV vectors: to = from + the sum of weights * panel over the parts, from `offset` on in the weights and `column` in
+// the panels. Inlined: calls, each of which ends with vzeroupper, cost 4 %.
+template <bool kTransposed, int MR, int NV, class T>
+[[gnu::always_inline]] inline void multiply_strip(const Parts<T>& parts, int64_t offset, int64_t width, int64_t column,
+                                                  int64_t stride, Rows from, Rows to) {
+  vec acc[MR][NV];
+  for (int i = 0; i < MR; i++, from.data += from.stride)
+    for (int l = 0; l < NV; l++) acc[i][l] = load(from.data + l * kLanes);
+  for (int64_t k = 0; k < parts.count; k++)
+    multiply<MR, NV>(parts.part[k].terms, parts.part[k].weights + offset, kTransposed ? 1 : width, kTransposed ? width : 1,
+                     parts.part[k].panel + column, stride, acc);
+  for (int i = 0; i < MR; i++, to.data += to.stride)
+    for (int l = 0; l < NV; l++) store(to.data + l * kLanes, acc[i][l]);
+}
+
+// to [rows, s.width] = from + the sum of weights (kTransposed: their transpose) * panel over the parts; `width` is that of a
+// block. before(r, n) is called before rows [r, r + n) are computed.
+template <bool kTransposed, class T, class F>
+void multiply_parts(const Parts<T>& parts, int64_t width, int64_t rows, Slice s, Rows from, Rows to, F before) {
   for_tiles(rows, s.width / kLanes, [&](auto mr, auto nv, int64_t r, int64_t j) {
     before(r, mr());
-    vec acc[mr()][nv()];
-    for (int i = 0; i < mr(); i++)
-      for (int l = 0; l < nv(); l++) acc[i][l] = load(from.data + (r + i) * from.stride + (j + l) * kLanes);
-    for (int64_t k = begin; k < end; k++) {
-      const auto part = at(k);
-      multiply<mr(), nv()>(part.terms, part.weights + r * row, row, term, part.panel + j * kLanes, s.stride, acc);
-    }
-    for (int i = 0; i < mr(); i++)
-      for (int l = 0; l < nv(); l++) store(to.data + (r + i) * to.stride + (j + l) * kLanes, acc[i][l]);
+    multiply_strip<kTransposed, mr(), nv()>(parts, kTransposed ? r : r * width, width, j * kLanes, s.stride,
+                                            Rows{from.data + r * from.stride + j * kLanes, from.stride},
+                                            Rows{to.data + r * to.stride + j * kLanes, to.stride});
   });
 }
 

@@ -6,6 +6,9 @@
 namespace sk::SK_ISA {
 namespace {
 
+// Columns of x that are packed together: as many as the sums of a few rows that fit the registers.
+inline int64_t weight_width(const sk_bsr& w) { return min<int64_t>(w.block_cols, kTileVectors * kLanes); }
+
 // Columns of x. Where blocks are as wide as a vector, they are packed with the batch as rows: vectors that meet numbers of g.
 // Narrower ones stay a panel, for dot_tiles.
 template <class T>
@@ -58,20 +61,19 @@ void dot_tiles(int64_t rows, int64_t cols, int64_t stride, const float* g, const
     }
 }
 
-// The gradient of one block over one panel.
-template <bool kAdd>
+// The gradient of one block over one panel. Strides are constants: 8 rows of g need one address then, where 8
+// did not fit the registers; +8 % for 16 x 16.
+template <bool kAdd, int kStride>
 void weight_block(const sk_bsr& w, const float* g, const float* x, Slice s, float* out) {
   if (w.block_cols < kLanes) return dot_tiles<kAdd>(w.block_rows, w.block_cols, w.block_cols, g, x, s, out);
-  const int64_t width = min(w.block_cols, kSegment);
-  for (int64_t c = 0; c < w.block_cols; c += width, x += width * s.width)
-    for_tiles(w.block_rows, width / kLanes, [&](auto mr, auto nv, int64_t r, int64_t j) {
+  const int64_t width = weight_width(w);
+  for (int64_t c = 0; c < w.block_cols; c += width, x += width * kStride)
+    for_tiles(w.block_rows, width / kLanes, [&](auto mr, auto nv, int64_t r, int64_t) {  // all of the width is one tile
       vec acc[mr()][nv()] = {};
-      multiply<mr(), nv()>(s.count, g + r * s.stride, s.stride, 1, x + j * kLanes, width, acc);
-      for (int i = 0; i < mr(); i++)
-        for (int l = 0; l < nv(); l++) {
-          float* const to = out + (r + i) * w.block_cols + c + (j + l) * kLanes;
-          store(to, kAdd ? load(to) + acc[i][l] : acc[i][l]);
-        }
+      multiply<mr(), nv()>(s.count, g + r * kStride, kStride, 1, x, nv() * kLanes, acc);
+      float* to = out + r * w.block_cols + c;
+      for (int i = 0; i < mr(); i++, to += w.block_cols)
+        for (int l = 0; l < nv(); l++) store(to + l * kLanes, kAdd ? load(to + l * kLanes) + acc[i][l] : acc[i][l]);
     });
 }
 

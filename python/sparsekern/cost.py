@@ -24,7 +24,7 @@ import platformdirs
 import torch
 
 from ._library import LOAD_ERROR
-from .dense import NATIVE, Plan
+from .dense import DENSE, NATIVE, Plan
 from .formats import Pattern
 
 VERSION = 1
@@ -127,23 +127,31 @@ def predict(
     gather = native("gather", rows=1) if need_values else 0.0
     weight_alone = native("backward_weight") if need_values else 0.0
     both = native("backward") if need_x else weight_alone
-    times = {
-        Plan(forward, *gradients): (dense("forward") if forward else native("forward"))
-        + seconds
-        + (scatter if forward or (gradients[0] and need_x) else 0.0)
-        for forward in (False, True)
-        for gradients, seconds in (
-            ((False, False), both),
-            ((True, False), grad_x + weight_alone),
-            ((True, True), grad_x + grad_values + gather),
-        )
-    }
+
+    def seconds_of(plan: Plan) -> float:
+        forward = dense("forward") if plan.forward else native("forward")
+        if plan.grad_values:
+            gradients = grad_x + grad_values + gather
+        else:
+            gradients = grad_x + weight_alone if plan.grad_x else both
+        return forward + gradients + (scatter if plan.forward or (plan.grad_x and need_x) else 0.0)
+
+    times = {plan: seconds_of(plan) for plan in _plans(need_x, need_values)}
     native_time = times.pop(NATIVE)
     plan = min(times, key=times.__getitem__)
     seconds = times[plan]
     if native_time <= MARGIN * seconds:
         plan, seconds = NATIVE, native_time
     return Prediction(plan, seconds, dense("forward") + grad_x + grad_values)
+
+
+def _plans(need_x: bool, need_values: bool) -> list[Plan]:
+    """Those that differ: a plan says nothing of gradients that are not needed."""
+    if not (need_x or need_values):
+        return [NATIVE, DENSE]
+    mixed = [(True, False)] if need_x and need_values else []
+    gradients = ((False, False), *mixed, (True, True))
+    return [Plan(forward, *dense) for forward in (False, True) for dense in gradients]
 
 
 def choose(pattern: Pattern, batch: int, dtype: torch.dtype, need_x: bool, need_values: bool) -> Plan:

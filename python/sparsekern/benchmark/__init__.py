@@ -1,7 +1,8 @@
 """``python -m sparsekern bench``: what sparsity pays on this machine, measured side by side.
 
 ``cases`` says what is measured, ``contenders`` who; ``run`` measures it with ``timing`` and ``roofline`` into
-rows of ``results``, which ``report`` prints and ``plot`` draws. ``command`` is the command line.
+rows of ``results``, which ``report`` and ``goals`` print and ``plot`` draws. ``command`` is the command line;
+``tune`` measures what ``backend="auto"`` chooses by.
 """
 
 from .cases import SUITES, Case

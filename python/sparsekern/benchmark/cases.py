@@ -140,7 +140,7 @@ SUITES = {
         products=("forward", "forward_autograd"),
     ),
     "auto": Suite(
-        'backend="auto" from 1 to 4096 rows of x and 1 to 100 % density: how much slower than dense at worst',
+        'backend="auto" against dense at 1 to 100 % density, 1 to 4096 rows of x: the worst case',
         shapes=tuple(
             (*weight, batch)
             for weight in (*((out, inner) for out, inner, _ in _LAYERS), (4096, 4096))

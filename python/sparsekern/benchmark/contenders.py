@@ -46,7 +46,7 @@ class Contender(ABC):
 
 
 class Sparsekern(Contender):
-    """:class:`sparsekern.SparseLinear` of the case's format, with the native kernels or those of ``"auto"``."""
+    """:class:`sparsekern.SparseLinear` of the case's format, native or as ``"auto"`` chooses."""
 
     def __init__(self, layout: str, backend: str = "native") -> None:
         self.layout = layout

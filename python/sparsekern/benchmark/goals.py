@@ -14,7 +14,7 @@ Measure = Callable[[Row, dict[str, Row]], "float | None"]
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound on a figure of our rows that ``select`` takes: on their geometric mean, or on the worst of them.
+    """A bound on a figure of our rows that ``select`` takes: on their geometric mean or the worst of them.
 
     It is held per format, layout of x and warm or cold weights; ``worst`` is over all formats.
     """

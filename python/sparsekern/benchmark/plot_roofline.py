@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 C = TypeVar("C", Case, Row)
+
+_GREY = "#5f6368"
 
 # Okabe and Ito's colours, by the format's stem.
 _COLOURS = {
@@ -37,9 +39,9 @@ _MARKERS = {
 
 
 def shown(cases: Iterable[C]) -> list[C]:
-    """The cases or rows that have a place: layers with warm weights, decoding (batch 8 at most) with cold ones.
+    """The cases or rows that have a place: layers with warm weights, up to 8 rows of x with cold ones.
 
-    Few rows of x with a weight from the cache are not bound by memory.
+    A weight that stays in the cache is not bound by memory.
     """
     return [
         case for case in cases if case.product in _MARKERS and (case.batch > 8) != (case.weights == "cold")
@@ -123,42 +125,40 @@ def _ceilings(axes: Axes, peak: float, bandwidth: float, places: Sequence[tuple[
     left = min(0.5 * ridge, *(0.6 * x for x, _ in places))
     right = max(2.0 * ridge, *(1.6 * x for x, _ in places))
     bottom = min(0.5, *(0.6 * share for _, share in places), left / ridge)
-    style = {"color": "#5f6368", "linewidth": 1.4, "zorder": 1}
-    axes.plot([left, ridge, right], [bandwidth * left, peak, peak], **style)
+    axes.plot([left, ridge, right], [bandwidth * left, peak, peak], color=_GREY, linewidth=1.4, zorder=1)
     axes.plot(
-        [ridge, right], [0.75 * peak] * 2, color="#bdbdbd", linewidth=1, linestyle=(0, (4, 3)), zorder=1
+        [0.75 * ridge, right],
+        [0.75 * peak] * 2,
+        color="#bdbdbd",
+        linewidth=1,
+        linestyle=(0, (4, 3)),
+        zorder=1,
     )
     axes.set_xlim(left, right)
     axes.set_ylim(bottom * peak, 1.45 * peak)
-    text = {"color": "#5f6368", "fontsize": 9}
-    axes.annotate(
-        f"{peak:.0f} GFLOP/s: float32 multiply-adds",
-        (right, peak),
-        xytext=(-4, 4),
-        textcoords="offset points",
-        ha="right",
-        va="bottom",
-        **text,
+    notes = (
+        (f"{peak:.0f} GFLOP/s: float32 FMA peak", right, peak, (-4, 4), "right", 0),
+        ("75 %", 0.75 * ridge, 0.75 * peak, (-6, -3), "right", 0),
+        (f"{bandwidth:.0f} GB/s: memory read", 1.2 * left, 1.2 * left * bandwidth, (0, 12), "left", 45),
     )
-    axes.annotate(
-        "75 %", (right, 0.75 * peak), xytext=(4, 0), textcoords="offset points", va="center", **text
-    )
-    middle = (left * ridge) ** 0.5
-    axes.annotate(
-        f"{bandwidth:.0f} GB/s: memory",
-        (middle, bandwidth * middle),
-        xytext=(-4, 4),
-        textcoords="offset points",
-        ha="center",
-        va="bottom",
-        rotation=45,
-        rotation_mode="anchor",
-        transform_rotates_text=True,
-        **text,
-    )
+    for text, x, y, offset, side, angle in notes:
+        axes.annotate(
+            text,
+            (x, y),
+            xytext=offset,
+            textcoords="offset points",
+            ha=side,
+            rotation=angle,
+            rotation_mode="anchor",
+            transform_rotates_text=bool(angle),
+            color=_GREY,
+            fontsize=9,
+        )
     axes.set_xlabel("FLOP per byte of weight, indices, x and y")
     axes.set_ylabel("GFLOP/s on nonzeros")
-    for axis in (axes.xaxis, axes.yaxis):
+    shares = axes.secondary_yaxis("right", functions=(_times(100 / peak), _times(peak / 100)))
+    shares.set_ylabel("% of the FMA peak")
+    for axis in (axes.xaxis, axes.yaxis, shares.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -167,25 +167,39 @@ def _ceilings(axes: Axes, peak: float, bandwidth: float, places: Sequence[tuple[
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def _times(factor: float) -> Callable[[Any], Any]:
+    return lambda value: factor * value
+
+
 def _legends(axes: Axes, stems: set[str], kinds: set[str]) -> None:
     """Colours say the format, markers what is computed."""
+    from matplotlib.legend import Legend
     from matplotlib.lines import Line2D
 
-    entries = [
-        *((name, colour, "o") for stem, (name, colour) in _COLOURS.items() if stem in stems),
-        *((name, "#5f6368", marker) for kind, (name, marker) in _MARKERS.items() if kind in kinds),
-    ]
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=colour,
-            marker=marker,
-            linestyle="",
-            markersize=7,
-            markeredgecolor="white",
-            label=name,
+    for corner, entries in (
+        (0.72, [(name, colour, "o") for stem, (name, colour) in _COLOURS.items() if stem in stems]),
+        (1.0, [(name, _GREY, marker) for kind, (name, marker) in _MARKERS.items() if kind in kinds]),
+    ):
+        handles = [
+            Line2D(
+                [],
+                [],
+                color=colour,
+                marker=marker,
+                linestyle="",
+                markersize=7,
+                markeredgecolor="white",
+            )
+            for _, colour, marker in entries
+        ]
+        axes.add_artist(
+            Legend(
+                axes,
+                handles,
+                [name for name, _, _ in entries],
+                loc="lower right",
+                bbox_to_anchor=(corner, 0.0),
+                fontsize=9,
+                frameon=False,
+            )
         )
-        for name, colour, marker in entries
-    ]
-    axes.legend(handles=handles, loc="lower right", ncols=2, fontsize=9, frameon=False)

@@ -69,8 +69,7 @@ def label(row: Row, family: str) -> str | None:
         return None
     if stem not in FAMILIES[family]:
         return _REFERENCE if stem == _REFERENCE else None
-    v, *rest = row.format.split(":")
-    return row.format if stem == "bsr" else "N:M" if len(rest) == 1 else f"{v}:N:M"
+    return row.format if stem == "bsr" else row.format.rpartition(":")[0] + ":M"
 
 
 def lines(rows: Sequence[Row], family: str, product: str, dtype: str) -> dict[str, Line]:
@@ -179,9 +178,9 @@ def _panel(
     for name, line in drawn.items():
         colour, style = styles[name]
         reference = name == _REFERENCE
-        line = [point for point in line if not reference or ends[1] <= point[0] <= ends[0]]
-        if not line:
-            continue
+        if reference:  # as far as the family goes, and on to the edge of the panel
+            inside = [point for point in line if point[0] >= 0.999 * ends[1]]
+            line = line[: len(inside) + 1]
         density, mean, low, high = zip(*line, strict=True)
         if not reference:
             axes.fill_between(density, low, high, color=colour, alpha=0.13, linewidth=0)
@@ -196,6 +195,8 @@ def _panel(
             markersize=5,
             markeredgecolor=colour if reference else "white",
         )
+        if name.endswith(":M"):
+            _name_points(axes, name, colour, line)
         at = break_even(line)
         if at is not None:
             axes.plot([1 - at], [1], "|", color=colour, markersize=12, markeredgewidth=2, zorder=4)
@@ -208,10 +209,27 @@ def _panel(
             textcoords="offset points",
             color=colour,
             fontsize=8.5,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
         )
     axes.grid(which="major", color="#e8e8e8")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _name_points(axes: Axes, name: str, colour: str, line: Line) -> None:
+    """The formats on a line of N:M, whose density says M: below their points, above those of V:N:M."""
+    *v, n = (int(size) for size in name.split(":")[:-1])
+    for density, mean, _, _ in line:
+        axes.annotate(
+            f"{name[:-1]}{round(n / density)}",
+            (density, mean),
+            xytext=(0, 7 if v else -15),
+            textcoords="offset points",
+            ha="center",
+            color=colour,
+            fontsize=8.5,
+            zorder=5,
+        )
 
 
 def _break_even_note(line: Line) -> str:

@@ -41,7 +41,7 @@ def percent(fraction: float | None) -> str:
 
 
 def cases(rows: Sequence[Row]) -> str:
-    """A table per product and dtype: a line per case and backend of ours, each peer's time, the ratio to it."""
+    """A table per product and dtype: a line per case and backend of ours, each peer's time and the ratio."""
     blocks = []
     for (product, dtype), block in grouped(rows, lambda row: (row.product, row.dtype)).items():
         peers = peers_of(block)

@@ -46,6 +46,12 @@ class Format:
         """
         return self.kind.prune(scores, sparsity, **self.options)
 
+    def random_mask(
+        self, shape: tuple[int, int], sparsity: float | None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """A random bool mask of this format, on the CPU, that keeps as much as :meth:`prune` does."""
+        return self.prune(self.kind.random_scores(shape, generator, **self.options), sparsity)
+
     @property
     def fixed_sparsity(self) -> float | None:
         """The sparsity of every pattern of this format, e.g. ½ for 2:4; None where it is free."""

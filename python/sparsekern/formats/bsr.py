@@ -123,6 +123,17 @@ class BSR(Pattern):
         mask = kept[:, None, :, None].expand(rows, height, columns, width)
         return mask.reshape(rows * height, columns * width)[: shape[0], : shape[1]].contiguous()
 
+    @classmethod
+    def random_scores(
+        cls, shape: tuple[int, int], generator: torch.Generator | None, block: tuple[int, int]
+    ) -> Tensor:
+        """Scores whose sums over the blocks are uniform in [0, 1), over those that the edge cuts as well."""
+        height, width = check_block(block)
+        heights, widths = _inside(shape, (height, width), torch.device("cpu"))
+        sums = torch.rand(len(heights), len(widths), generator=generator, dtype=torch.float32, device="cpu")
+        scores = sums / (heights[:, None] * widths)
+        return scores.repeat_interleave(heights, 0).repeat_interleave(widths, 1)
+
     @property
     def options(self) -> dict[str, Any]:
         """``{"block": (bh, bw)}``."""

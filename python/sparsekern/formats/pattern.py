@@ -51,6 +51,13 @@ class Pattern(ABC):
         """
 
     @classmethod
+    def random_scores(
+        cls, shape: tuple[int, int], generator: torch.Generator | None, *args: Any, **options: Any
+    ) -> Tensor:
+        """Scores ``[out, in]`` on the CPU that :meth:`prune` makes a random pattern of, all equally likely."""
+        return torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
+
+    @classmethod
     def fixed_sparsity(cls, *args: Any, **options: Any) -> float | None:
         """The sparsity of every pattern with these options, e.g. ½ for 2:4; None where it is free."""
         return None

@@ -65,11 +65,7 @@ class SparseLinear(nn.Module):
         kind = parse_format(format)
         if sparsity is None and kind.fixed_sparsity is None:
             sparsity = 0.9
-        scores = torch.rand(
-            (out_features, in_features), generator=generator, dtype=torch.float32, device="cpu"
-        )
-        pattern = kind.from_mask(kind.prune(scores, sparsity))
-        del scores
+        pattern = kind.from_mask(kind.random_mask((out_features, in_features), sparsity, generator))
         values = torch.empty(pattern.values_shape, dtype=dtype or torch.get_default_dtype(), device="cpu")
         bias_value = torch.empty(out_features, dtype=values.dtype, device="cpu") if bias else None
         fan_in = max(pattern.density * in_features, 1.0)
