@@ -272,7 +272,10 @@ BAD_ARGUMENTS = {
         r"must be .*(float|int64).* got torch\.(float32|int64)",
     ),
     "x on meta": ({"x": torch.randn(5, 70, device="meta")}, r"must be .*on meta.* got .*cpu"),
-    "values too few": (lambda a: {"values": a["values"][:-1]}, r"values must .*\[\d+[\d, ]*\].* got .*\[\d+[\d, ]*\]"),
+    "values too few": (
+        lambda a: {"values": a["values"][:-1]},
+        r"values must .*\[\d+[\d, ]*\].* got .*\[\d+[\d, ]*\]",
+    ),
     "values too many": (
         lambda a: {"values": torch.randn(10**5)},
         r"values must .*\[\d+[\d, ]*\].* got .*\[100000\]",

@@ -107,7 +107,9 @@ def test_a_bad_tensor_is_refused(format, product):
             tensor.repeat_interleave(2, -1)[..., ::2],
         ):
             arguments = [*good[:i], bad, *good[i + 1 :]]
-            with pytest.raises(RuntimeError, match=rf"sparsekern::{pattern.format}_{product}: \w+ must be .*, got "):
+            with pytest.raises(
+                RuntimeError, match=rf"sparsekern::{pattern.format}_{product}: \w+ must be .*, got "
+            ):
                 op(pattern, product)(*arguments)
 
 

@@ -92,7 +92,7 @@ def test_info_says_why_the_library_is_missing(
     assert cli.main(["info"]) == 0
     out = capsys.readouterr().out
     assert "libsparsekern.so is not built: because" in out
-    assert "reference: no library" in out
+    assert "dense: no library" in out
     assert "ISA" not in out
 
 

@@ -7,6 +7,7 @@ import sparsekern as sk
 import torch
 from cases import MASKS, free
 from sparsekern.formats import parse_format
+from tolerance import assert_product
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -21,8 +22,11 @@ def _fresh_compiler():
     torch._dynamo.utils.counters.clear()  # reset() leaves them
 
 
-def make(format, bias=True):
-    return sk.SparseLinear(70, 100, bias, sparsity=free(format, 0.7), format=format)
+def make(format, bias=True, size=(70, 100)):
+    """Native in both worlds: ``"auto"`` may choose otherwise for an eager call than for a graph."""
+    layer = sk.SparseLinear(*size, bias, sparsity=free(format, 0.7), format=format)
+    layer.backend = "native"
+    return layer
 
 
 def step(layer, x):
@@ -42,7 +46,7 @@ def test_one_graph_serves_every_batch(format, bias):
     layer = make(format, bias)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layer, backend=counter, fullgraph=True, dynamic=True)
-    for batch in (5, 2, 17, 64, 200):
+    for batch in (37, 2, 17, 64, 200):  # 37 is no size of a pattern: torch takes equal sizes for one
         assert_same(compiled, layer, torch.randn(batch, 70))
     assert counter.frame_count == 1
 
@@ -92,10 +96,10 @@ def test_a_new_pattern_of_another_size(format):
 
 @formats
 def test_several_layers_share_one_graph(format):
-    model = nn.Sequential(make(format), nn.ReLU(), sk.SparseLinear(100, 10, sparsity=free(format, 0.5), format=format))
+    model = nn.Sequential(make(format), nn.ReLU(), make(format, size=(100, 10)))
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
-    for batch in (4, 9):
+    for batch in (37, 59):
         assert_same(compiled, model, torch.randn(batch, 70))
     assert counter.frame_count == 1
 
@@ -114,16 +118,38 @@ def test_inductor(format):
     """The layer alone: what a g++ at run time would compile around it is torch's own."""
     layer = make(format)
     compiled = torch.compile(layer, fullgraph=True, dynamic=True)
-    for batch in (4, 9):
+    for batch in (37, 59):
         assert_same(compiled, layer, torch.randn(batch, 70))
         assert_same(compiled, layer, torch.randn(70, batch).t())
 
 
 @formats
-def test_float64_compiles_to_the_reference(format):
+def test_float64_compiles_to_the_dense_product(format):
     layer = make(format).double()
+    layer.backend = "auto"
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     assert_same(compiled, layer, torch.randn(6, 70, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@formats
+def test_auto(format, dtype):
+    """The choice for a graph is made once, and the graph serves every batch."""
+    layer = make(format).to(dtype)
+    layer.backend = "auto"
+    weight = layer.pattern.scatter
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, backend=counter, fullgraph=True, dynamic=True)
+    for batch in (37, 2, 64):
+        x, grad = torch.randn(batch, 70).to(dtype).requires_grad_(), torch.randn(batch, 100).to(dtype)
+        y = compiled(x)
+        assert_product(y, lambda x, v, b: x @ weight(v).t() + b, x, layer.values, layer.bias)
+        assert_product(
+            torch.autograd.grad(y, (x, layer.values, layer.bias), grad),
+            lambda g, x, v: (g @ weight(v), layer.pattern.gather(g.t() @ x), g.sum(0)),
+            *(grad, x, layer.values),
+        )
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("strict", [True, False])

@@ -150,7 +150,7 @@ def test_one_changed_number_is_refused_or_right(data):
         (GOOD[0], GOOD[1][:, None], r"col_idx must be int32 \[nnz\], got torch.int32 \[5, 1\]"),
         (int32(0, 9, 2, 9, 2, 9, 5, 9)[::2], GOOD[1], r"row_ptr must be contiguous, got stride \(2,\)"),
         (GOOD[0], GOOD[1].repeat_interleave(2)[::2], r"col_idx must be contiguous, got stride \(2,\)"),
-        (GOOD[0][:-1], GOOD[1], r"row_ptr must have out_features \+ 1 = 4 elements, got 3"),
+        (GOOD[0][:-1], GOOD[1], r"row_ptr must be int32 \[4\], got torch.int32 \[3\]"),
         (GOOD[0], GOOD[1][:-1], r"row_ptr must run from 0 to nnz = 4, got 0 to 5"),
         (int32(1, 2, 2, 5), GOOD[1], r"row_ptr must run from 0 to nnz = 5, got 1 to 5"),
         (int32(0, 3, 2, 5), GOOD[1], r"row_ptr must not decrease, got a decrease after row 1"),

@@ -126,7 +126,8 @@ def test_initial_positions_are_spread_evenly(default):
 @formats
 def test_generator_makes_it_reproducible(format):
     a, b, c = (
-        sk.SparseLinear(70, 100, sparsity=free(format, 0.7), format=format, generator=seeded(seed)) for seed in (5, 5, 6)
+        sk.SparseLinear(70, 100, sparsity=free(format, 0.7), format=format, generator=seeded(seed))
+        for seed in (5, 5, 6)
     )
     assert torch.equal(a.mask, b.mask)
     assert torch.equal(a.values, b.values)
@@ -324,7 +325,7 @@ LARGE_PATTERNS = {
     "nm": """NM.from_state((size, size), {
         "index": torch.randint(16, (size, size // 16), dtype=torch.uint8)}, n=1, m=16)""",
     "vnm": """VNM.from_state((size, size), {
-        "columns": torch.tensor([3, 50, 100, 255], dtype=torch.uint8).expand(size // 64, size // 256, 4).clone(),
+        "columns": torch.tensor([3, 50, 100, 255], dtype=torch.uint8).repeat(size // 64, size // 256, 1),
         "index": torch.tensor([0, 2], dtype=torch.uint8).repeat(size, size // 256)}, v=64, n=2, m=256)""",
 }
 

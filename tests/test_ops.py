@@ -205,9 +205,7 @@ def test_gradients_of_the_gradients_own_ops(format):
     assert_product(got, expected, u, grad, values)
 
     u = torch.randn(pattern.values_shape)
-    got = differentiate(
-        lambda g, x: op(pattern, "linear_backward_weight")(g, x, *where(pattern)), u, grad, x
-    )
+    got = differentiate(lambda g, x: op(pattern, "linear_backward_weight")(g, x, *where(pattern)), u, grad, x)
     expected = partial(differentiate, lambda g, x: pattern.gather(g.t() @ x))
     assert_product(got, expected, u, grad, x)
 

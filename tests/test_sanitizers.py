@@ -25,7 +25,9 @@ def test_random_products(sanitizers: str, tmp_path: Path) -> None:
     flags += ["-fno-sanitize-recover=all", f"-I{ROOT}/csrc/include"]
     sources = [("", ROOT / f"csrc/cpu/{name}.cpp") for name in ("isa", "csr_pattern", "dense")]
     sources += [
-        (isa, ROOT / f"csrc/cpu/{name}.cpp") for isa in ISA_FLAGS for name in ("csr", "bsr", "nm", "vnm", "peak")
+        (isa, ROOT / f"csrc/cpu/{name}.cpp")
+        for isa in ISA_FLAGS
+        for name in ("csr", "bsr", "nm", "vnm", "peak")
     ]
     programs = [ROOT / f"tests/cpp/{name}_random.cpp" for name in ("csr", "bsr", "nm")]
 

@@ -141,10 +141,13 @@ def test_forward_ad_is_right_or_refused(format, grad_mode):
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-@pytest.mark.parametrize("backend", ["native", "dense"])  # "auto" may choose anew where there are no gradients
+@pytest.mark.parametrize("backend", ["native", "dense"])
 @formats
 def test_activation_checkpointing(format, backend, use_reentrant):
-    """The backward pass runs the forward pass again: torch's own ops between the layers must record it."""
+    """The backward pass runs the forward pass again: torch's own ops between the layers must record it.
+
+    "auto" may choose other kernels for a forward pass without gradients, as it is the first time.
+    """
     model = nn.Sequential(make(format), nn.ReLU(), nn.Linear(100, 70), nn.Tanh(), make(format))
     model[0].backend = model[-1].backend = backend
     x = torch.randn(7, 70, requires_grad=True)

@@ -62,7 +62,7 @@ void dot_tiles(int64_t rows, int64_t cols, int64_t stride, const float* g, const
 }
 
 // The gradient of one block over one panel. Strides are constants: 8 rows of g need one address then, where 8
-// did not fit the registers; +8 % for 16 x 16.
+// did not fit the registers; +15 % for 16 x 16.
 template <bool kAdd, int kStride>
 void weight_block(const sk_bsr& w, const float* g, const float* x, Slice s, float* out) {
   if (w.block_cols < kLanes) return dot_tiles<kAdd>(w.block_rows, w.block_cols, w.block_cols, g, x, s, out);

@@ -1,4 +1,4 @@
-"""``python -m sparsekern``: what runs here (``info``), what it pays (``bench``), and measuring that (``tune``)."""
+"""``python -m sparsekern``: what runs here (``info``), what it pays (``bench``), measuring (``tune``)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(info())
         return 0
     try:
-        return (tune if arguments.command == "tune" else command).main(arguments)
+        return tune.main(arguments) if arguments.command == "tune" else command.main(arguments)
     except (OSError, ValueError, RuntimeError) as error:
         print(f"{parser.prog} {arguments.command}: {error}", file=sys.stderr)
         return 1

@@ -178,7 +178,7 @@ def native_if_compiled(pattern: Pattern, dtype: torch.dtype) -> bool:
     return pattern.density <= (bound if dtype == torch.float32 else bound / 2)
 
 
-# --- profiles: the one that ``tune`` wrote on this machine, else the one that comes with the package ---------
+# --- profiles: the one that ``tune`` wrote on this machine, else the one that comes with the package --------
 
 _BUILT_IN = Path(__file__).with_name("profiles")
 
@@ -221,7 +221,7 @@ def read(path: Path) -> Profile:
         version, coefficients = data["version"], data["coefficients"]
         if version != VERSION:
             raise ValueError(f"version must be {VERSION}, got {version!r}")
-        wanted = set(keys())
+        wanted = set(all_keys())
         if missing := sorted(wanted - set(coefficients)):
             raise ValueError(f"coefficients must hold {missing[0]!r}")
         for name in wanted:
@@ -250,7 +250,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 TERMS = len(features(1, 1, 1, 1))
 
 
-def keys() -> Iterator[str]:
+def all_keys() -> Iterator[str]:
     """All that a profile holds."""
     for strategy, dtype in itertools.product(("dense", *FAMILIES), DTYPES):
         parts = _PARTS["dense" if strategy == "dense" else "native"]

@@ -1,6 +1,7 @@
 """Products in which torch's dense ones have a part: for patterns too dense to gain from sparse kernels alone.
 
-A dense copy of W stands in for its values. It is kept while they do not change, so inference scatters them once.
+A dense copy of W stands in for its values. It is kept while they do not change, so inference scatters them
+once.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ BACKENDS = ("auto", "native", "dense", "reference")
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 SCATTER_DTYPES = (*NATIVE_DTYPES, torch.float16, torch.float64)
 
+
 def linear(
     x: Tensor,
     values: Tensor,
@@ -94,7 +95,9 @@ def choose(x: Tensor, values: Tensor, pattern: Pattern) -> Plan:
 
 def _dense(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
     """The dense product where the native kernels cannot run: the library may still scatter."""
-    plain = x.device.type != "cpu" or LOAD_ERROR is not None or x.dtype not in SCATTER_DTYPES or _transformed()
+    plain = (
+        x.device.type != "cpu" or LOAD_ERROR is not None or x.dtype not in SCATTER_DTYPES or _transformed()
+    )
     if plain:
         return torch.nn.functional.linear(x, pattern.scatter(values), bias)
     return scattered_linear(x, values, bias, pattern)

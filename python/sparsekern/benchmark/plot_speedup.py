@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from ..formats import parse_format
@@ -133,7 +133,9 @@ def draw(rows: Sequence[Row], family: str) -> Figure:
         )
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
-    _axes(grid[0, 0], sparsities)
+    # N:M and V:N:M fix their sparsity, so a tick can name its formats.
+    formats = {s: sorted({row.format for row in fitting if row.sparsity == s}, key=len) for s in sparsities}
+    _axes(grid[0, 0], {s: ", ".join(names) if family == "nm" else "" for s, names in formats.items()})
     for axes in grid[-1]:
         axes.set_xlabel("sparsity, %")
     for axes in grid[:, 0]:
@@ -148,8 +150,9 @@ def draw(rows: Sequence[Row], family: str) -> Figure:
     )
     first = fitting[0]
     shapes = len({(row.out_features, row.in_features, row.batch) for row in fitting})
+    layout = "" if family == "csr" else ", batch-major x"
     figure.suptitle(
-        f"{_TITLES[family]} against dense torch: mean and range over {shapes} shape{'s' * (shapes != 1)}"
+        f"{_TITLES[family]} against dense torch{layout}: mean and range over {shapes} shape{'s' * (shapes != 1)}"
         f"\n{first.machine}, {first.device}, {first.threads} threads, torch {first.torch}",
         fontsize=11,
     )
@@ -195,8 +198,6 @@ def _panel(
             markersize=5,
             markeredgecolor=colour if reference else "white",
         )
-        if name.endswith(":M"):
-            _name_points(axes, name, colour, line)
         at = break_even(line)
         if at is not None:
             axes.plot([1 - at], [1], "|", color=colour, markersize=12, markeredgewidth=2, zorder=4)
@@ -216,22 +217,6 @@ def _panel(
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _name_points(axes: Axes, name: str, colour: str, line: Line) -> None:
-    """The formats on a line of N:M, whose density says M: below their points, above those of V:N:M."""
-    *v, n = (int(size) for size in name.split(":")[:-1])
-    for density, mean, _, _ in line:
-        axes.annotate(
-            f"{name[:-1]}{round(n / density)}",
-            (density, mean),
-            xytext=(0, 7 if v else -15),
-            textcoords="offset points",
-            ha="center",
-            color=colour,
-            fontsize=8.5,
-            zorder=5,
-        )
-
-
 def _break_even_note(line: Line) -> str:
     at = break_even(line)
     if at is not None:
@@ -241,14 +226,16 @@ def _break_even_note(line: Line) -> str:
     return f"> {100 * (1 - line[-1][0]):.3g} %"
 
 
-def _axes(axes: Axes, sparsities: Sequence[float]) -> None:
-    """Name the shared axes' ticks: the sparsities measured, and 1, 2, 5 times powers of ten."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+def _axes(axes: Axes, sparsities: Mapping[float, str]) -> None:
+    """Name the shared axes' ticks: sparsities, with a text below, and 1, 2, 5 times powers of ten."""
+    from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-    axes.set_xlim(1.08 * (1 - sparsities[0]), (1 - sparsities[-1]) / 1.08)
+    axes.set_xlim(1.08 * (1 - min(sparsities)), (1 - max(sparsities)) / 1.08)
     axes.xaxis.set_major_locator(FixedLocator([1 - s for s in sparsities]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda density, _: f"{100 * (1 - density):.3g}"))
+    axes.xaxis.set_major_formatter(
+        FixedFormatter([f"{100 * s:.3g}\n{text}".rstrip() for s, text in sparsities.items()])
+    )
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}x"))

@@ -6,6 +6,7 @@ import argparse
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -53,14 +54,16 @@ def main(arguments: argparse.Namespace) -> int:
     """Measure, fit, save, and say how well the fit predicts what was measured."""
     path = arguments.output or cost.profile_path()
     readings = list(measure())
-    coefficients = {key: fit([r for r in readings if r.key == key]) for key in cost.keys()}
+    coefficients = {key: fit([r for r in readings if r.key == key]) for key in cost.all_keys()}
     threads = torch.get_num_threads()
-    cost.write(path, coefficients, f"measured with {threads} threads, {cost.isa()}, torch {torch.__version__}")
-    errors = [
-        abs(np.dot(coefficients[r.key], r.features) / r.seconds - 1.0) for r in readings
-    ]
-    print(f"wrote {path}: {len(readings)} readings, half within {quantile(errors, 0.5):.0%} of the fit, "
-          f"nine in ten within {quantile(errors, 0.9):.0%}")
+    cost.write(
+        path, coefficients, f"measured with {threads} threads, {cost.isa()}, torch {torch.__version__}"
+    )
+    errors = [abs(np.dot(coefficients[r.key], r.features) / r.seconds - 1.0) for r in readings]
+    print(
+        f"wrote {path}: {len(readings)} readings, half within {quantile(errors, 0.5):.0%} of the fit, "
+        f"nine in ten within {quantile(errors, 0.9):.0%}"
+    )
     return 0
 
 
@@ -98,11 +101,15 @@ def _dense(dtype: torch.dtype, shape: tuple[int, int]) -> Iterator[Reading]:
     for batch in BATCHES:
         x, grad = torch.randn(batch, shape[1]).to(dtype), torch.randn(batch, shape[0]).to(dtype)
         calls: dict[str, Callable[[], object]] = {
-            "forward": lambda x=x: torch.nn.functional.linear(x, weight, bias),
-            "backward_input": lambda grad=grad: grad @ weight,
-            "backward_weight": lambda x=x, grad=grad: (grad.t() @ x, grad.sum(0)),
+            "forward": partial(torch.nn.functional.linear, x, weight, bias),
+            "backward_input": partial(torch.mm, grad, weight),
+            "backward_weight": partial(_weight_gradients, grad, x),
         }
         yield from _read("dense", dtype, shape, weight.numel(), batch, calls)
+
+
+def _weight_gradients(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    return grad.t() @ x, grad.sum(0)
 
 
 def _native(
@@ -115,13 +122,15 @@ def _native(
     for batch in BATCHES:
         x, grad = torch.randn(batch, shape[1]).to(dtype), torch.randn(batch, shape[0]).to(dtype)
         calls: dict[str, Callable[[], object]] = {
-            "forward": lambda x=x: ops.linear(x, values, pattern, bias, backend="native"),
-            "backward": lambda x=x, grad=grad: products.backward(grad, x, values, *at, True, True, True),
-            "backward_weight": lambda x=x, grad=grad: products.backward(grad, x, values, *at, False, True, True),
+            "forward": partial(ops.linear, x, values, pattern, bias, backend="native"),
+            "backward": partial(products.backward, grad, x, values, *at, True, True, True),
+            "backward_weight": partial(products.backward, grad, x, values, *at, False, True, True),
         }
         yield from _read(family, dtype, shape, values.numel(), batch, calls)
     dense: Tensor = products.scatter(values, *at)
-    yield from _read(family, dtype, shape, dense.numel(), 1, {"scatter": lambda: products.scatter(values, *at)})
+    yield from _read(
+        family, dtype, shape, dense.numel(), 1, {"scatter": lambda: products.scatter(values, *at)}
+    )
     yield from _read(family, dtype, shape, values.numel(), 1, {"gather": lambda: products.gather(dense, *at)})
 
 

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from .._library import define, has_kernel
+from .checks import INT32_MAX, check_compressed, check_shape
 from .pattern import Pattern, check_mask, map_tensors, top_count, top_mask
-
-INT32_MAX = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,9 @@ class Tiles:
         t_width = tile_width(in_features, out_features, nnz)
         columns = col_idx.to(torch.uint16) if in_features <= 2**16 else col_idx
         if has_kernel("csr_derive", row_ptr.device.type):
-            return cls(columns, *torch.ops.sparsekern.csr_derive(row_ptr, col_idx, in_features, width, t_width))
+            return cls(
+                columns, *torch.ops.sparsekern.csr_derive(row_ptr, col_idx, in_features, width, t_width)
+            )
         rows = row_index(row_ptr, nnz)
         tile_ptr = _tile_ptr(rows, col_idx, out_features, in_features, width)
         t_tile_ptr = _tile_ptr(col_idx, rows, in_features, out_features, t_width)
@@ -91,8 +92,8 @@ class CSR(Pattern):
     state_names = ("row_ptr", "col_idx")
 
     def __init__(self, shape: tuple[int, int], row_ptr: Tensor, col_idx: Tensor) -> None:
-        self.shape = (int(shape[0]), int(shape[1]))
-        _check_csr(self.shape, row_ptr, col_idx)
+        self.shape = check_shape(shape)
+        check_compressed("row_ptr", row_ptr, "col_idx", col_idx, *self.shape, "nnz")
         self.row_ptr = row_ptr
         self.col_idx = col_idx
         self.tiles = Tiles.build(self.shape, row_ptr, col_idx)
@@ -183,48 +184,6 @@ def _tile_ptr(rows: Tensor, cols: Tensor, n_rows: int, n_cols: int, width: int) 
     bins = rows.long() * tiles + torch.div(cols, width, rounding_mode="floor")
     ptr = counts_to_ptr(torch.bincount(bins, minlength=n_rows * tiles))
     return torch.cat([ptr[:-1].view(n_rows, tiles).t(), ptr[tiles::tiles][None]]).contiguous()
-
-
-def _check_csr(shape: tuple[int, int], row_ptr: Tensor, col_idx: Tensor) -> None:
-    out_features, in_features = shape
-    if out_features < 0 or in_features < 0 or max(shape) > INT32_MAX:
-        raise ValueError(f"shape must be two sizes in [0, {INT32_MAX}], got {shape}")
-    for name, tensor, what in (("row_ptr", row_ptr, f"[{out_features + 1}]"), ("col_idx", col_idx, "[nnz]")):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-        if tensor.dtype != torch.int32 or tensor.dim() != 1:
-            raise ValueError(f"{name} must be int32 {what}, got {tensor.dtype} {list(tensor.shape)}")
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} must be contiguous, got stride {tensor.stride()}")
-    if row_ptr.numel() != out_features + 1:
-        raise ValueError(
-            f"row_ptr must have out_features + 1 = {out_features + 1} elements, got {row_ptr.numel()}"
-        )
-    if row_ptr.device != col_idx.device:
-        raise ValueError(
-            f"row_ptr and col_idx must be on one device, got {row_ptr.device} and {col_idx.device}"
-        )
-    if row_ptr.device.type == "meta":
-        return
-    if int(row_ptr[0]) != 0 or int(row_ptr[-1]) != col_idx.numel():
-        raise ValueError(
-            f"row_ptr must run from 0 to nnz = {col_idx.numel()}, got {int(row_ptr[0])} to {int(row_ptr[-1])}"
-        )
-    falling = (row_ptr[1:] < row_ptr[:-1]).nonzero()  # not diff(), which can overflow
-    if falling.numel():
-        raise ValueError(f"row_ptr must not decrease, got a decrease after row {int(falling[0])}")
-    if col_idx.numel() == 0:
-        return
-    low, high = int(col_idx.min()), int(col_idx.max())
-    if low < 0 or high >= in_features:
-        raise ValueError(f"col_idx must be in [0, {in_features}), got values from {low} to {high}")
-    # A step down is allowed only where a row starts.
-    unsorted = col_idx[1:] <= col_idx[:-1]
-    starts = row_ptr[1:-1].long()
-    unsorted[starts[(starts > 0) & (starts < col_idx.numel())] - 1] = False
-    if bool(unsorted.any()):
-        entry = int(unsorted.nonzero()[0]) + 1
-        raise ValueError(f"col_idx must ascend strictly within each row, but entry {entry} does not")
 
 
 define(

@@ -54,7 +54,7 @@ class Pattern(ABC):
     def random_scores(
         cls, shape: tuple[int, int], generator: torch.Generator | None, *args: Any, **options: Any
     ) -> Tensor:
-        """Scores ``[out, in]`` on the CPU that :meth:`prune` makes a random pattern of, all equally likely."""
+        """Scores ``[out, in]``, on the CPU, of which :meth:`prune` makes a pattern: any is as likely."""
         return torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
 
     @classmethod
@@ -165,8 +165,8 @@ class Pattern(ABC):
 
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}({self.spec!r}, shape={self.shape}, nnz={self.nnz}, density={self.density:.4g}, "
-            f"device={self.device})"
+            f"{type(self).__name__}({self.spec!r}, shape={self.shape}, nnz={self.nnz}, "
+            f"density={self.density:.4g}, device={self.device})"
         )
 
 

@@ -1,19 +1,20 @@
-"""The products of all formats as torch ops: schemas, gradients of any order, and what ``torch.compile`` needs.
+"""The products of all formats as torch ops: schemas, gradients of any order, what ``torch.compile`` needs.
 
-``y = x Wᵀ + b`` with ``W [out, in]`` given by ``values`` at the positions of a pattern. For each format the ops
+``y = x Wᵀ + b`` with ``W [out, in]`` given by ``values`` at the positions of a pattern. For each format the
+ops
 
-    ``<format>_linear(x, values, bias, pattern, sizes, activation) -> y``              y  = σ(x Wᵀ + b)
-    ``<format>_linear_backward_input(grad, values, pattern, sizes) -> grad_x``         dx = g W
-    ``<format>_linear_backward_weight(grad, x, pattern, sizes) -> grad_values``        dW = gᵀ x, where W has a value
-    ``<format>_linear_backward(grad, x, values, pattern, sizes, need...)``             dx, dW and db = Σ g in one pass
+    ``<format>_linear(x, values, bias, pattern, sizes, activation) -> y``        y  = σ(x Wᵀ + b)
+    ``<format>_linear_backward_input(grad, values, pattern, sizes) -> grad_x``   dx = g W
+    ``<format>_linear_backward_weight(grad, x, pattern, sizes) -> grad_values``  dW = gᵀ x, where W has values
+    ``<format>_linear_backward(grad, x, values, pattern, sizes, need...)``       dx, dW and db = Σ g at once
 
 are closed under differentiation, but for an activation σ, which is for inference, and so are
 
-    ``<format>_scatter(values, pattern, sizes) -> dense``                              W, with its zeros
-    ``<format>_gather(dense, pattern, sizes) -> values``                               its values again
+    ``<format>_scatter(values, pattern, sizes) -> dense``                        W, with its zeros
+    ``<format>_gather(dense, pattern, sizes) -> values``                         its values again
 
-They take ``pattern`` and ``sizes`` as :meth:`Pattern.tensors` and :meth:`Pattern.sizes` give them. The kernels
-register under these schemas in ``csrc/torch``.
+They take ``pattern`` and ``sizes`` as :meth:`Pattern.tensors` and :meth:`Pattern.sizes` give them. The
+kernels register under these schemas in ``csrc/torch``.
 """
 
 from __future__ import annotations
@@ -69,7 +70,10 @@ class Products:
             name: getattr(torch.ops.sparsekern, f"{format}_{name}").default for name in schemas
         }
         self.forward, self.backward = ops["linear"], ops["linear_backward"]
-        self.backward_input, self.backward_weight = ops["linear_backward_input"], ops["linear_backward_weight"]
+        self.backward_input, self.backward_weight = (
+            ops["linear_backward_input"],
+            ops["linear_backward_weight"],
+        )
         self.scatter, self.gather = ops["scatter"], ops["gather"]
         gradients: tuple[tuple[str, Callable[..., Any], Callable[..., None], Callable[..., Any]], ...] = (
             ("linear", self._linear_backward, _setup_linear, self._empty_linear),
@@ -93,7 +97,9 @@ class Products:
         if activation is not None:
             if not (grad and any(t is not None and t.requires_grad for t in (x, values, bias))):
                 with torch.no_grad(), _below(not torch.compiler.is_compiling()):
-                    fused: Tensor = self.forward(x, values, bias, tensors, sizes, activation=_CODES[activation])
+                    fused: Tensor = self.forward(
+                        x, values, bias, tensors, sizes, activation=_CODES[activation]
+                    )
                 return fused
             return ACTIVATIONS[activation](self.linear(x, values, bias, pattern))
         if torch.compiler.is_compiling():
@@ -124,7 +130,8 @@ class Products:
         return tuple(g if needed else None for g, needed in zip(all_three, need, strict=True))
 
     def _linear_backward(self, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        found = self.gradients(grad, *ctx.saved_tensors, ctx.pattern, ctx.sizes, ctx.needs_input_grad[:3])
+        x, values = ctx.saved_tensors
+        found = self.gradients(grad, x, values, ctx.pattern, ctx.sizes, ctx.needs_input_grad[:3])
         return (*found, *_no_gradients(ctx))
 
     # Second derivatives, by the same ops. With dx = g W, dW = gᵀ x and db = Σ g, and their gradients u, V, w:

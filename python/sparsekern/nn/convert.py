@@ -219,8 +219,8 @@ def summary(model: nn.Module, *, batch: int = 256) -> Summary:
 
     ``print(summary(model))`` shows a table; the numbers are in its ``rows``. "vs dense" is the predicted
     speed-up of a training step over an ``nn.Linear`` for ``batch`` rows of x, see :mod:`sparsekern.cost`.
-    Where a sparse layer does not run on the native kernels, a note below the table says why. Subclasses of ``nn.Linear`` are counted in the
-    totals of the model only.
+    Where a sparse layer does not run on the native kernels, a note below the table says why. Subclasses of
+    ``nn.Linear`` are counted in the totals of the model only.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -252,7 +252,15 @@ def _sparse_row(name: str, layer: SparseLinear, batch: int) -> Row:
             backend = "dense" if predicted.plan == DENSE else "native + dense"
             reason = f"torch's dense products are predicted to be as fast at batch {batch}"
     return Row(
-        name, pattern.spec, pattern.shape, pattern.nnz, values.nbytes, pattern.nbytes, backend, speedup, reason
+        name,
+        pattern.spec,
+        pattern.shape,
+        pattern.nnz,
+        values.nbytes,
+        pattern.nbytes,
+        backend,
+        speedup,
+        reason,
     )
 
 
