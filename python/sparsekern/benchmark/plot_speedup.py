@@ -152,7 +152,7 @@ def draw(rows: Sequence[Row], family: str) -> Figure:
     shapes = len({(row.out_features, row.in_features, row.batch) for row in fitting})
     layout = "" if family == "csr" else ", batch-major x"
     figure.suptitle(
-        f"{_TITLES[family]} against dense torch{layout}: mean and range over {shapes} shape{'s' * (shapes != 1)}"
+        f"{_TITLES[family]} against dense torch{layout}: mean and range over {shapes} shapes"
         f"\n{first.machine}, {first.device}, {first.threads} threads, torch {first.torch}",
         fontsize=11,
     )
