@@ -103,7 +103,7 @@ CSR_CORRUPTIONS = {
     "rows missing": (removed("row_ptr"), r'Missing key.*"row_ptr"'),
     "columns missing": (removed("col_idx"), r'Missing key.*"col_idx"'),
 }
-BSR_CORRUPTIONS = {
+BSR_CORRUPTIONS = {  # of 16 x 8 blocks; in W [100, 70], those of the last row and column are cut off
     "block column too large": (
         corrupted("block_col_idx", put(5, 9)),
         r"block_col_idx must be in \[0, 9\), got values from \d to 9",
@@ -155,6 +155,10 @@ BSR_CORRUPTIONS = {
     "block rows int64": (
         corrupted("block_row_ptr", torch.Tensor.long),
         r"block_row_ptr must be int32 \[8\], got torch.int64 \[8\]",
+    ),
+    "values past the edge": (
+        corrupted("values", torch.ones_like),
+        r"values must be 0 past the edge of W \[100, 70\], got others in \d+ places",
     ),
     "blocks transposed": (
         corrupted("values", lambda t: t.transpose(1, 2)),
@@ -326,19 +330,23 @@ def test_a_dense_checkpoint_is_refused(format):
     assert_equal_layers(layer, before)
 
 
+@pytest.mark.parametrize("shape", [(150, 100), (70, 50), (70, 150)], ids=str)
 @formats
-def test_another_shape_is_refused(format):
+def test_another_shape_is_refused(format, shape):
     layer = make_layer(format)
     before = copy.deepcopy(layer)
+    other = sk.SparseLinear(*shape, sparsity=free(format, 0.5), format=format)
     with pytest.raises(RuntimeError, match="must"):
-        layer.load_state_dict(
-            sk.SparseLinear(70, 101, sparsity=free(format, 0.7), format=format).state_dict()
-        )
-    with pytest.raises(RuntimeError, match="must"):
-        layer.load_state_dict(
-            sk.SparseLinear(200, 100, sparsity=free(format, 0.7), format=format).state_dict()
-        )
+        layer.load_state_dict(other.state_dict())
     assert_equal_layers(layer, before)
+
+
+@pytest.mark.parametrize("format", [f for f in MASKS if f.startswith("bsr")])
+def test_a_shape_of_as_many_blocks_is_refused(format):
+    """Their index fits; what tells is that there are values past the edge of W."""
+    layer = sk.SparseLinear(66, 97, False, sparsity=0.0, format=format)
+    with pytest.raises(RuntimeError, match=r"values must be 0 past the edge of W \[97, 66\], got others in"):
+        layer.load_state_dict(sk.SparseLinear(67, 98, False, sparsity=0.0, format=format).state_dict())
 
 
 @formats
@@ -357,5 +365,5 @@ def test_a_truncated_file_is_refused():
     file = io.BytesIO()
     torch.save(make_layer().state_dict(), file)
     half = io.BytesIO(file.getvalue()[: len(file.getvalue()) // 2])
-    with pytest.raises((RuntimeError, EOFError), match=r"\w"):
+    with pytest.raises((RuntimeError, EOFError, ValueError), match=r"\w"):  # torch's own
         torch.load(half, weights_only=True)

@@ -1,5 +1,6 @@
-// Random BSR products against a plain loop in float64, for builds with sanitizers: every ISA of this CPU, 1 to 5 threads, both
-// layouts, padded strides, exact-size buffers, both dtypes, any set of gradients; what stands past the edge of W is NaN.
+// Random BSR products against a plain loop in float64, for builds with sanitizers: every ISA of this CPU, 1 to 5 threads,
+// both layouts, padded strides, exact-size buffers, both dtypes, any set of gradients; what stands past the edge of W is
+// NaN.
 // bsr_random SEED CASES
 
 #include <algorithm>

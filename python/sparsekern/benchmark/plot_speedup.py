@@ -24,7 +24,7 @@ Line = list[tuple[float, float, float, float]]
 FAMILIES = {"csr": ("csr",), "bsr": ("bsr",), "nm": ("nm", "vnm")}
 """Pictures, and the stems of the formats in each."""
 
-_TITLES = {"csr": "CSR", "bsr": "Blocks (BSR), batch-major x,", "nm": "N:M and V:N:M, batch-major x,"}
+_TITLES = {"csr": "CSR", "bsr": "Block-sparse (BSR)", "nm": "N:M and V:N:M"}
 _PEERS = {"torch.sparse": "torch.sparse CSR", "sparseprop": "SparseProp"}
 _REFERENCE = "csr"
 """The line of every other family's picture that shows what its structure buys."""
