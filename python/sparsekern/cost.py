@@ -168,14 +168,17 @@ def choose(pattern: Pattern, batch: int, dtype: torch.dtype, need_x: bool, need_
 
 _CHOICES: WeakKeyDictionary[Pattern, dict[tuple[int, torch.dtype, bool, bool], Plan]] = WeakKeyDictionary()
 
-_COMPILED_DENSITY = {"csr": 0.5, "bsr": 0.6, "nm": 0.5, "vnm": 0.5}
+# Whole numbers: a float that is read while torch.compile traces makes it compile everything twice.
+_COMPILED_PERCENT = {"csr": 50, "bsr": 60, "nm": 50, "vnm": 50}
 
 
 def native_if_compiled(pattern: Pattern, dtype: torch.dtype) -> bool:
     """The choice for a compiled graph, which serves every batch: by density alone, about where native kernels
     break even with dense at large batches. Dense products of bfloat16 are twice as fast, ours are not."""
-    bound = _COMPILED_DENSITY[pattern.format]
-    return pattern.density <= (bound if dtype == torch.float32 else bound / 2)
+    percent = _COMPILED_PERCENT[pattern.format]
+    if dtype != torch.float32:
+        percent //= 2
+    return 100 * pattern.nnz <= percent * pattern.shape[0] * pattern.shape[1]
 
 
 # --- profiles: the one that ``tune`` wrote on this machine, else the one that comes with the package --------

@@ -91,7 +91,15 @@ def _forward(
         with torch.no_grad():
             return PRODUCTS[pattern.format].linear(x, values, bias, pattern)
     if x.stride(0) == 1 and x.stride(1) != 1:
-        return (weight @ x.t() if bias is None else torch.addmm(bias[:, None], weight, x.t())).t()
+        # Into y itself: a view that is made inside an autograd.Function must not be changed in place later.
+        y = torch.empty_strided(
+            (x.shape[0], weight.shape[0]), (1, x.shape[0]), dtype=x.dtype, device=x.device
+        )
+        if bias is None:
+            torch.mm(weight, x.t(), out=y.t())
+        else:
+            torch.addmm(bias[:, None], weight, x.t(), out=y.t())
+        return y
     return torch.nn.functional.linear(x, weight, bias)
 
 
