@@ -1,18 +1,19 @@
 // BSR on the CPU. Compiled once per ISA.
 //
-// All products run over panels of 64 batch columns (panel.h) and are small dense matrix products whose sums stay in registers
-// (bsr_tile.h): one weight or number of the gradient is broadcast and meets up to 4 vectors. With operands in L1 that reaches 90
-// to 95 % of the FMA peak on AVX-512, whole products with their panels 60 to 85 %: what is left is memory.
-// - Forward: 64 columns of a block row's blocks at a time, whose 16 KB of x serve all rows of the blocks from L1. Finished rows
-//   go to y from registers, and y's lines are fetched while FMAs go on: +3 to +8 % each.
-// - Backward: one pass over the gradient of y, at most 1024 rows of it at a time, in L2 (512: -3 %). A block column's rows of it
-//   are in L1 for the gradient of x, which reads blocks by columns, and then meet its x for the gradient of the values: outer
-//   products over the batch. Dot products over the batch are left for blocks narrower than a vector: adding up their lanes
-//   takes a quarter of the time.
-// - Up to 8 batch rows are dot products along the rows of blocks (bsr_few.h): 4 times the speed of a panel with one column.
-// Tried and dropped: packing the next panel of x, or fetching it, while this one is in use, fetching weights and sums ahead
-// (level or worse); copying each segment of x to L1 in place of packing x (+2 % for 128 x 128, -10 % for 16 x 16); 16 sums of 16
-// rows (-8 %); strips of rows as functions of their own (-4 %).
+// All products run over panels of 64 batch columns (panel.h) and are small dense matrix products whose sums stay in
+// registers (bsr_tile.h): one number is broadcast and meets up to 4 vectors. With operands in L1 that reaches 90 to 95 % of
+// the FMA peak on AVX-512; whole products reach 60 to 85 %, by how fast memory brings and takes panels.
+// - Forward: 64 columns of a block row's blocks at a time, whose 16 KB of x serve all rows of the blocks from L1. Finished
+//   rows go to y from registers (+4 %), and y's lines are fetched while FMAs go on (up to +10 %).
+// - Backward: one pass over the gradient of y, at most 1024 rows of it at a time, in L2 (512: -3 %). Rows that a block
+//   column needs are in L1 for the gradient of x, which reads blocks by columns, and then meet that column's x for the
+//   gradient of the values: outer products over the batch. Blocks narrower than a vector take dot products over the batch:
+//   adding up their lanes is a quarter of that time.
+// - Up to 8 batch rows are dot products along the rows of blocks (bsr_few.h): 4 times as fast as a panel for 1 row, twice
+//   for 4, level for 8 (bfloat16: +30 %).
+// Tried and dropped: packing the next panel of x, or fetching it, while this one is in use; fetching weights, sums or the
+// next gradients ahead (all level); copying each segment of x to L1 instead of packing x (+2 % for 128 x 128, -15 % for 16
+// x 16); strips of rows as functions of their own (-4 %).
 
 #include "sparsekern/bsr.h"
 

@@ -17,8 +17,8 @@ void sum_rows(int64_t rows, Slice s, const float* g, bool add, float* sums) {
   }
 }
 
-// The backward pass is split into groups of panels x ranges of W's block columns. Each group sums the gradients of values and
-// bias in memory of its own; each range packs the gradient of y anew.
+// The backward pass is split into groups of panels x ranges of W's block columns. Each group sums the gradients of values
+// and bias in memory of its own; each range packs the gradient of y anew.
 struct BackwardPlan {
   Split split;
   int64_t panels, block_cols, chunk, value_floats, bias_floats;
@@ -54,9 +54,10 @@ void clear_padding(const sk_bsr& w, T* grad_values) {
     }
 }
 
-// Block column j and the rows [r0, r1) of W over one panel, from the block k of W transposed on; returns the block after the
-// last one. g and x are panels of those rows and columns. `sums` are those of grad_values; grad_x is summed from `from` to
-// `from`, or to `to` when the column is complete. Each may be null. Few rows of g at a time: they stay in L1 for both products.
+// Block column j and the rows [r0, r1) of W over one panel, from the block k of W transposed on; returns the block after
+// the last one. g and x are panels of those rows and columns. `sums` are those of grad_values; grad_x is summed from `from`
+// to `from`, or to `to` when the column is complete. Each may be null. Few rows of g at a time: they stay in L1 for both
+// products.
 template <class T>
 int64_t backward_column(const sk_bsr& w, const T* values, int64_t j, int64_t k, int64_t r0, int64_t r1, const float* g,
                         const float* x, Slice s, float* sums, bool add, const sk_matrix* grad_x, Rows from, Rows to) {

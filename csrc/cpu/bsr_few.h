@@ -23,8 +23,8 @@ struct FewRows {
   int64_t stride, span;
 };
 
-// sums[b * sums_stride + r] = the dot products of NV vectors of rows, which begin `offset` weights into the blocks of block row
-// i, and NB batch rows. kWidth: columns of W in a vector.
+// sums[b * sums_stride + r] = the dot products of NV vectors of rows, which begin `offset` weights into the blocks of block
+// row i, and NB batch rows. kWidth: columns of W in a vector.
 template <int kWidth, int NV, int NB, class T>
 void dot_rows(const sk_bsr& w, const T* values, int64_t i, int64_t offset, FewRows x, float* sums, int64_t sums_stride) {
   const int64_t size = w.block_rows * w.block_cols, begin = w.block_row_ptr[i], end = w.block_row_ptr[i + 1];

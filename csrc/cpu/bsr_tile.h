@@ -7,9 +7,9 @@
 namespace sk::SK_ISA {
 namespace {
 
-// Sums in registers are 4 rows x 4 vectors, or 8 x 2 and 8 x 1: at most 16 of 32 AVX-512 registers, 8 of 16 elsewhere. A row of
-// 4 vectors meets 4 weights: 8 loads and 16 FMAs. Of the FMA peak, operands in L1, 64 terms: 4 x 4 91 %, 8 x 2 90 %,
-// 8 x 1 96 %, 4 x 1 84 % and 16 x 1 80 % (as many loads as FMAs).
+// Sums in registers are 4 rows x 4 vectors, or 8 x 2 and 8 x 1: at most 16 of 32 AVX-512 registers, 8 of 16 elsewhere. 4
+// vectors that meet 4 weights are 8 loads and 16 FMAs. Of the FMA peak, operands in L1, 64 terms: 4 x 4 and 8 x 2 99 %, 8 x
+// 1 95 %, 16 x 1 88 %; AVX2: 4 x 2 90 %, 8 x 1 81 %.
 constexpr int kTileVectors = kLanes == 16 ? 4 : 2;
 constexpr int64_t kSegment = 64;  // panel rows that meet all rows of a block while they stay in L1: 16 KB
 
@@ -52,8 +52,8 @@ template <int MR, int NV, class T>
   }
 }
 
-// Cuts rows x vectors into what fits the registers: calls f(MR, NV, r, j) for MR rows from r and NV vectors from j, MR and NV
-// compile-time constants. `rows` is a multiple of 4.
+// Cuts rows x vectors into what fits the registers: calls f(MR, NV, r, j) for MR rows from r and NV vectors from j, MR and
+// NV compile-time constants. `rows` is a multiple of 4.
 template <int NV, class F>
 [[gnu::always_inline]] inline void for_strips(int64_t rows, int64_t j, F f) {
   constexpr int kRows = NV * 8 <= 4 * kTileVectors ? 8 : 4;
@@ -89,8 +89,8 @@ inline Rows rows_of(const sk_matrix& m, int64_t feature, Slice s) {
   return {static_cast<float*>(m.data) + feature * m.stride_feature + s.begin, m.stride_feature};
 }
 
-// Fetches features [first + r, first + r + n) of `m`, or less, for writing. A few at a time, while FMAs go on: +5 % where y is
-// out of cache, which a block row's lines at once do not give.
+// Fetches features [first + r, first + r + n) of `m`, or less, for writing. A strip's at a time, while FMAs go on: +4 %,
+// where all lines of 64 rows at once gain nothing.
 template <class T>
 [[gnu::always_inline]] inline void prefetch_rows(const sk_matrix& m, int64_t first, int64_t r, int64_t n, int64_t end,
                                                  Slice s) {
@@ -105,7 +105,7 @@ struct Part {
   int64_t terms;
 };
 
-// Those of a segment. Listed once, where each strip of rows would have to find them: +3 %.
+// Those of a segment. Listed once, where each strip of rows would have to find them: +2 %.
 template <class T>
 struct Parts {
   Part<T> part[kSegment / 4];
@@ -113,8 +113,8 @@ struct Parts {
   void add(Part<T> p) { part[count++] = p; }
 };
 
-// MR rows x NV vectors: to = from + the sum of weights * panel over the parts, from `offset` on in the weights and `column` in
-// the panels. Inlined: calls, each of which ends with vzeroupper, cost 4 %.
+// MR rows x NV vectors: to = from + the sum of weights * panel over the parts, from `offset` on in the weights and `column`
+// in the panels. Inlined: calls, each of which ends with vzeroupper, cost 4 %.
 template <bool kTransposed, int MR, int NV, class T>
 [[gnu::always_inline]] inline void multiply_strip(const Parts<T>& parts, int64_t offset, int64_t width, int64_t column,
                                                   int64_t stride, Rows from, Rows to) {
@@ -128,8 +128,8 @@ template <bool kTransposed, int MR, int NV, class T>
     for (int l = 0; l < NV; l++) store(to.data + l * kLanes, acc[i][l]);
 }
 
-// to [rows, s.width] = from + the sum of weights (kTransposed: their transpose) * panel over the parts; `width` is that of a
-// block. before(r, n) is called before rows [r, r + n) are computed.
+// to [rows, s.width] = from + the sum of weights (kTransposed: their transpose) * panel over the parts; `width` is that of
+// a block. before(r, n) is called before rows [r, r + n) are computed.
 template <bool kTransposed, class T, class F>
 void multiply_parts(const Parts<T>& parts, int64_t width, int64_t rows, Slice s, Rows from, Rows to, F before) {
   for_tiles(rows, s.width / kLanes, [&](auto mr, auto nv, int64_t r, int64_t j) {

@@ -9,8 +9,8 @@ namespace {
 // Columns of x that are packed together: as many as the sums of a few rows that fit the registers.
 inline int64_t weight_width(const sk_bsr& w) { return min<int64_t>(w.block_cols, kTileVectors * kLanes); }
 
-// Columns of x. Where blocks are as wide as a vector, they are packed with the batch as rows: vectors that meet numbers of g.
-// Narrower ones stay a panel, for dot_tiles.
+// Columns of x. Where blocks are as wide as a vector, they are packed with the batch as rows: vectors that meet numbers of
+// g. Narrower ones stay a panel, for dot_tiles.
 template <class T>
 void pack_columns(const sk_matrix& x, int64_t c0, int64_t width, Slice s, float* out) {
   const int64_t count = min(width, x.features - c0);
@@ -32,8 +32,8 @@ template <int S>
   }
 }
 
-// out [rows, cols], rows `stride` apart, (+)= g x^T over one panel, rows and cols multiples of 4: kLanes dot products at a time,
-// whose sums over the lanes share a tree of kLanes - 1 merges. 74 % of the FMA peak for 8 x 8, operands in L1.
+// out [rows, cols], rows `stride` apart, (+)= g x^T over one panel, rows and cols multiples of 4: kLanes dot products at a
+// time, whose sums over the lanes share a tree of kLanes - 1 merges. 74 % of the FMA peak for 8 x 8, operands in L1.
 template <bool kAdd>
 void dot_tiles(int64_t rows, int64_t cols, int64_t stride, const float* g, const float* x, Slice s, float* out) {
   constexpr int kRows = kLanes / 4;
@@ -61,8 +61,8 @@ void dot_tiles(int64_t rows, int64_t cols, int64_t stride, const float* g, const
     }
 }
 
-// The gradient of one block over one panel. Strides are constants: 8 rows of g need one address then, where 8
-// did not fit the registers; +15 % for 16 x 16.
+// The gradient of one block over one panel. Strides are constants: 8 rows of g need one address then, where 8 did not fit
+// the registers; +15 % of this product for 16 x 16.
 template <bool kAdd, int kStride>
 void weight_block(const sk_bsr& w, const float* g, const float* x, Slice s, float* out) {
   if (w.block_cols < kLanes) return dot_tiles<kAdd>(w.block_rows, w.block_cols, w.block_cols, g, x, s, out);
