@@ -73,7 +73,11 @@ double run_case() {
   auto col_idx = ints(nnz), tile_ptr = ints((tiles + 1) * rows), t_tile_ptr = ints((t_tiles + 1) * cols), slot = ints(nnz);
   std::copy(columns.begin(), columns.end(), col_idx.get());
   sk_csr_derive(rows, cols, width, width, row_ptr.data(), col_idx.get(), tile_ptr.get(), t_tile_ptr.get(), slot.get());
-  const sk_csr w = {rows, cols, nnz, tiles, t_tiles, col_idx.get(), tile_ptr.get(), t_tile_ptr.get(), slot.get()};
+  const std::unique_ptr<uint16_t[]> narrow(new uint16_t[nnz]);
+  std::copy(columns.begin(), columns.end(), narrow.get());
+  const bool wide = uniform(0, 1);
+  const void* indices = wide ? static_cast<const void*>(col_idx.get()) : narrow.get();
+  const sk_csr w = {rows, cols, nnz, tiles, t_tiles, indices, wide ? 4 : 2, tile_ptr.get(), t_tile_ptr.get(), slot.get()};
   const sk_threads threads = {thread_count, parallel_for};
   const bool feature_major = uniform(0, 1), with_bias = uniform(0, 1);
   const Matrix x(batch, cols, feature_major, uniform(0, 3)), grad(batch, rows, feature_major, uniform(0, 3));
@@ -81,7 +85,7 @@ double run_case() {
   const auto values = floats(nnz), bias = floats(rows);
   auto grad_values = floats(nnz), grad_bias = floats(rows);
 
-  sk_csr_linear(&w, values.get(), &x.view, with_bias ? bias.get() : nullptr, &y.view, SK_FLOAT32, &threads);
+  sk_csr_linear(&w, values.get(), &x.view, with_bias ? bias.get() : nullptr, SK_IDENTITY, &y.view, SK_FLOAT32, &threads);
   const int64_t bytes = (sk_csr_linear_backward_workspace(&w, batch, &threads) + 63) / 64 * 64;
   std::unique_ptr<void, decltype(&free)> workspace(aligned_alloc(64, bytes), &free);
   sk_csr_linear_backward(&w, values.get(), &grad.view, &x.view, &grad_x.view, grad_values.get(), grad_bias.get(),
