@@ -5,8 +5,11 @@ import copy
 import pytest
 import sparsekern as sk
 import torch
+from cases import MASKS, free
 from torch import nn
 from torch.nn.utils.parametrizations import orthogonal
+
+formats = pytest.mark.parametrize("format", MASKS)
 
 
 def mlp():
@@ -35,14 +38,17 @@ def sparse_names(model):
     return [name for name, module in model.named_modules() if isinstance(module, sk.SparseLinear)]
 
 
-def test_replaces_linear_layers_by_their_pruned_copies():
+@formats
+def test_replaces_linear_layers_by_their_pruned_copies(format):
     model = mlp()
     dense = copy.deepcopy(model)
-    assert sk.sparsify(model, sparsity=0.8) is model
+    sparsity = free(format, 0.8)
+    assert sk.sparsify(model, sparsity=sparsity, format=format) is model
     assert sparse_names(model) == ["0", "3", "4"]
     for name in sparse_names(model):
         layer, before = model.get_submodule(name), dense.get_submodule(name)
-        mask = sk.prune(before.weight, 0.8)
+        assert layer.format == format
+        mask = sk.prune(before.weight, sparsity, format)
         assert torch.equal(layer.mask, mask)
         assert torch.equal(layer.to_dense().weight, before.weight * mask)
         assert (layer.bias is None) == (before.bias is None)
@@ -58,8 +64,9 @@ def test_a_bare_linear_is_returned_sparse():
     assert isinstance(sk.densify(layer), nn.Linear)
 
 
-def test_densify_computes_the_same():
-    model = sk.sparsify(mlp(), sparsity=0.9)
+@formats
+def test_densify_computes_the_same(format):
+    model = sk.sparsify(mlp(), sparsity=free(format, 0.6), format=format)
     x = torch.randn(5, 40)
     expected = model(x)
     assert sk.densify(model) is model
@@ -211,6 +218,26 @@ def test_summary_counts():
     index = first.index_bytes + second.index_bytes
     assert summary.model_bytes == sum(p.nbytes for p in model.parameters()) + index
     assert summary.dense_bytes == sum(p.nbytes for p in sk.densify(model).parameters())
+
+
+@formats
+def test_summary_of_every_format(format):
+    model = sk.sparsify(mlp(), sparsity=free(format, 0.6), format=format, exclude=["4"])
+    for row, name in zip(sk.summary(model).rows, ("0", "3"), strict=False):
+        layer = model.get_submodule(name)
+        assert (row.name, row.format, row.nnz) == (name, format, int(layer.mask.sum()))
+        assert row.value_bytes == layer.values.nbytes  # with the padding of blocks
+        assert row.index_bytes == layer.pattern.nbytes
+        assert row.speedup > 0
+        assert (row.reason is None) == (row.backend == "native")
+
+
+@pytest.mark.parametrize("distribution", ["uniform", {"0": 0.5}])
+def test_a_format_that_fixes_the_sparsity_takes_it_from_a_distribution(distribution):
+    model = sk.sparsify(mlp(), sparsity=0.5, format="2:4", distribution=distribution)
+    assert sparse_names(model) == (["0"] if isinstance(distribution, dict) else ["0", "3", "4"])
+    with pytest.raises(ValueError, match=r"layer '3': sparsity must be 0.5 or None, .* got 0.75"):
+        sk.sparsify(mlp(), format="2:4", distribution={"3": 0.75})
 
 
 def test_summary_table():

@@ -6,6 +6,7 @@ import io
 import pytest
 import sparsekern as sk
 import torch
+from cases import MASKS, free
 from sparsekern.training import SET, RigL, Static, drop_grow, schedules
 from torch import nn
 from training_loop import make_data, make_model, train_step
@@ -242,6 +243,32 @@ def test_a_model_without_sparse_layers_is_refused():
     frozen = sk.SparseLinear(3, 3).requires_grad_(False)
     with pytest.raises(ValueError, match="trainable"):
         Static(frozen, optimizer, total_steps=10)
+
+
+@pytest.mark.parametrize("kind", [SET, RigL])
+@pytest.mark.parametrize("format", [f for f in MASKS if f != "csr"])
+def test_methods_that_move_single_weights_take_csr(format, kind):
+    model = nn.Sequential(sk.SparseLinear(37, 53, format=format))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(
+        ValueError, match=f"{kind.__name__} takes layers of format 'csr', got '{format}' in '0'"
+    ):
+        kind(model, optimizer, total_steps=10)
+
+
+@pytest.mark.parametrize("format", MASKS)
+def test_static_takes_every_format(format):
+    model = nn.Sequential(
+        sk.SparseLinear(37, 53, sparsity=free(format, 0.3), format=format), nn.Linear(53, 5)
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    method = Static(model, optimizer, total_steps=3)
+    mask, values = model[0].mask, model[0].values.detach().clone()
+    for step in range(3):
+        train_step(model, optimizer, method, step)
+    assert torch.equal(model[0].mask, mask)
+    assert not torch.equal(model[0].values, values)
+    assert method.metrics()["sparsity/0"] == pytest.approx(1 - mask.double().mean().item())
 
 
 def test_an_optimizer_without_the_values_is_refused():
