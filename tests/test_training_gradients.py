@@ -140,6 +140,7 @@ def test_compiled_model_is_recorded_and_not_compiled_again():
             return self.net(x)
 
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()  # reset() leaves what earlier tests counted
     model, plain = Net(), Net()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     runs = []
