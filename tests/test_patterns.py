@@ -62,17 +62,22 @@ def test_gather_and_scatter_are_differentiable(format):
 @formats
 def test_copies_are_equal(format, copied):
     pattern = random_pattern(format, (100, 70), 0.3)
+    assert pattern.operands is pattern.operands  # a copy must not remember the original's
     other = copied(pattern)
     assert type(other) is type(pattern)
     assert other.shape == pattern.shape
     assert all(torch.equal(a, b) for a, b in zip(pattern.tensors(), other.tensors(), strict=True))
+    assert all(a is b for a, b in zip(other.operands[0], other.tensors(), strict=True))
+    assert other.operands[1] == pattern.sizes()
 
 
 @formats
 def test_moves_to_another_device(format):
     pattern = random_pattern(format, (100, 70), 0.3)
+    assert pattern.operands[0][0].device.type == "cpu"
     moved = pattern.to("meta")
     assert moved.device.type == "meta"
+    assert all(tensor.device.type == "meta" for tensor in moved.operands[0])
     assert pattern.device.type == "cpu"
     assert moved.values_shape == pattern.values_shape
     assert "device=meta" in repr(moved)

@@ -18,7 +18,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 import platformdirs
 import torch
@@ -160,13 +159,11 @@ def choose(pattern: Pattern, batch: int, dtype: torch.dtype, need_x: bool, need_
         return NATIVE
     bucket = batch if batch <= FEW else 1 << (batch - 1).bit_length()
     at = (bucket, dtype, need_x, need_values)
-    choices = _CHOICES.setdefault(pattern, {})
-    if at not in choices:
-        choices[at] = predict(pattern, bucket, dtype, need_x, need_values).plan
-    return choices[at]
+    plan: Plan | None = pattern.memo.get(at)
+    if plan is None:
+        plan = pattern.memo[at] = predict(pattern, bucket, dtype, need_x, need_values).plan
+    return plan
 
-
-_CHOICES: WeakKeyDictionary[Pattern, dict[tuple[int, torch.dtype, bool, bool], Plan]] = WeakKeyDictionary()
 
 # Whole numbers: a float that is read while torch.compile traces makes it compile everything twice.
 _COMPILED_PERCENT = {"csr": 50, "bsr": 60, "nm": 50, "vnm": 50}

@@ -51,7 +51,7 @@ class _Planned(torch.autograd.Function):
         ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, plan: Plan
     ) -> Tensor:
         ctx.save_for_backward(x, values)
-        ctx.pattern, ctx.sizes, ctx.of, ctx.plan = pattern.tensors(), pattern.sizes(), pattern, plan
+        ctx.pattern, ctx.plan = pattern, plan
         need_copy = plan.forward or (plan.grad_x and ctx.needs_input_grad[0])
         weight = _kept_copy(values, pattern) if need_copy else None
         ctx.weight = weight if plan.grad_x else None
@@ -59,10 +59,10 @@ class _Planned(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        products, plan = PRODUCTS[ctx.of.format], ctx.plan
+        products, plan = PRODUCTS[ctx.pattern.format], ctx.plan
         need_x, need_values, need_bias = need = ctx.needs_input_grad[:3]
         x, values = ctx.saved_tensors  # once: with checkpointing this runs the forward pass again
-        where = ctx.pattern, ctx.sizes
+        where: tuple[list[Tensor], list[int]] = ctx.pattern.operands
         # Gradients of gradients are the native ops': they hold for any plan.
         if torch.is_grad_enabled() or not (plan.grad_x or plan.grad_values):
             below = not torch.is_grad_enabled()

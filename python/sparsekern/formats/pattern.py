@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 P = TypeVar("P", bound="Pattern")
 
@@ -27,6 +30,15 @@ class Pattern(ABC):
 
     shape: tuple[int, int]
     """``(out_features, in_features)``."""
+
+    memo: Memo
+    """What calls look up again and again."""
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """With an empty memo."""
+        self = super().__new__(cls)
+        self.memo = Memo()
+        return self
 
     # Each format has options of its own (the block, N and M), named alike in these four.
 
@@ -91,6 +103,14 @@ class Pattern(ABC):
     def sizes(self) -> list[int]:
         """``[out, in]``, and this format's options as integers: what its ops take beside :meth:`tensors`."""
         return [*self.shape]
+
+    @property
+    def operands(self) -> tuple[list[Tensor], list[int]]:
+        """:meth:`tensors` and :meth:`sizes`, listed once, as every call takes them."""
+        if "operands" not in self.memo:
+            self.memo["operands"] = self.tensors(), self.sizes()
+        found: tuple[list[Tensor], list[int]] = self.memo["operands"]
+        return found
 
     def _map(self: P, fn: Callable[[Tensor], Tensor]) -> P:
         """The same pattern with ``fn`` applied to each of its tensors (to move them to another device)."""
@@ -168,6 +188,16 @@ class Pattern(ABC):
             f"{type(self).__name__}({self.spec!r}, shape={self.shape}, nnz={self.nnz}, "
             f"density={self.density:.4g}, device={self.device})"
         )
+
+
+class Memo(dict[Any, Any]):
+    """What was derived from a pattern, and can be again: copies and pickles start with an empty one."""
+
+    def _map(self, fn: Callable[[Tensor], Tensor]) -> Memo:
+        return Memo()
+
+    def __reduce__(self) -> tuple[type[Memo], tuple[()]]:
+        return Memo, ()
 
 
 T = TypeVar("T")

@@ -92,22 +92,23 @@ class Products:
     ) -> Tensor:
         """``y = σ(x Wᵀ + b)`` by the native kernels, for a 2-D ``x [batch, in]``."""
         x = strided(x)
-        tensors, sizes = pattern.tensors(), pattern.sizes()
+        compiling = torch.compiler.is_compiling()
+        tensors, sizes = (pattern.tensors(), pattern.sizes()) if compiling else pattern.operands
         grad = torch.is_grad_enabled()
         if activation is not None:
             if not (grad and any(t is not None and t.requires_grad for t in (x, values, bias))):
-                with torch.no_grad(), _below(not torch.compiler.is_compiling()):
+                with torch.no_grad(), _below(not compiling):
                     fused: Tensor = self.forward(
                         x, values, bias, tensors, sizes, activation=_CODES[activation]
                     )
                 return fused
             return ACTIVATIONS[activation](self.linear(x, values, bias, pattern))
-        if torch.compiler.is_compiling():
+        if compiling:
             y: Tensor = self.forward(x, values, bias, tensors, sizes)
             return y
         # The same op and gradients without torch.library's Python in between: 15 us per call instead of 55.
         if grad:
-            y = _Linear.apply(self, x, values, bias, tensors, sizes)  # type: ignore[no-untyped-call]
+            y = _apply(self, x, values, bias, pattern)  # type: ignore[no-untyped-call]
             return y
         with torch._C._AutoDispatchBelowAutograd():
             y = self.forward(x, values, bias, tensors, sizes)
@@ -243,20 +244,22 @@ class _Linear(torch.autograd.Function):
         x: Tensor,
         values: Tensor,
         bias: Tensor | None,
-        pattern: list[Tensor],
-        sizes: list[int],
+        pattern: Pattern,
     ) -> Tensor:
         ctx.save_for_backward(x, values)
-        ctx.products, ctx.pattern, ctx.sizes = products, pattern, sizes
+        ctx.products, ctx.operands = products, pattern.operands
         with torch._C._AutoDispatchBelowAutograd():
-            y: Tensor = products.forward(x, values, bias, pattern, sizes)
+            y: Tensor = products.forward(x, values, bias, *ctx.operands)
             return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         need, below = ctx.needs_input_grad[1:4], not torch.is_grad_enabled()
-        where = ctx.pattern, ctx.sizes
-        return (None, *ctx.products.gradients(grad, *ctx.saved_tensors, *where, need, below), None, None)
+        return (None, *ctx.products.gradients(grad, *ctx.saved_tensors, *ctx.operands, need, below), None)
+
+
+# Function.apply without what it does for torch.func, which does not come here: 1 us.
+_apply = super(torch.autograd.Function, _Linear).apply
 
 
 def _setup_linear(

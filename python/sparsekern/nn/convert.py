@@ -242,7 +242,8 @@ def summary(model: nn.Module, *, batch: int = 256) -> Summary:
 
 def _sparse_row(name: str, layer: SparseLinear, batch: int) -> Row:
     values, pattern = layer.values, layer.pattern
-    reason, speedup, backend = ops.unavailable(values, pattern), None, layer.backend
+    reason = ops.unavailable(values.dtype, values.device.type, pattern)
+    speedup, backend = None, layer.backend
     if backend == "auto":
         backend = "native" if reason is None else "dense"
     if reason is None and values.device.type == "cpu":
