@@ -1,5 +1,9 @@
 """Bad input raises one clear error that names the argument, what it must be and what it was."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import sparsekern as sk
@@ -325,3 +329,30 @@ def test_linear(format, name, backend):
     with raises(message, (ValueError, RuntimeError)):
         sk.linear(**bad)
     assert sk.linear(**good).shape == (5, 100)
+
+
+# --- SPARSEKERN_CHECK=1 ---
+
+
+@formats
+def test_index_tensors_that_were_written_to(format, monkeypatch):
+    from sparsekern import ops
+
+    good = arguments(format)
+    monkeypatch.setattr(ops, "CHECK", True)
+    y = sk.linear(**good)
+    for i in range(len(good["pattern"].tensors())):
+        pattern = good["pattern"].to("cpu")._map(torch.clone)
+        pattern.tensors()[i].view(torch.uint8).view(-1)[0] ^= 1
+        with raises("must"):
+            sk.linear(**{**good, "pattern": pattern})
+    assert torch.equal(sk.linear(**good), y)
+
+
+@pytest.mark.parametrize(("setting", "on"), [("1", True), ("0", False), ("", False), (None, False)])
+def test_setting_of_the_check(setting, on):
+    env = {name: value for name, value in os.environ.items() if name != "SPARSEKERN_CHECK"}
+    env |= {} if setting is None else {"SPARSEKERN_CHECK": setting}
+    code = "from sparsekern import ops; print(ops.CHECK)"
+    found = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == str(on)

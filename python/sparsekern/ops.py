@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from .formats.products import ACTIVATIONS, PRODUCTS
 BACKENDS = ("auto", "native", "dense", "reference")
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 SCATTER_DTYPES = (*NATIVE_DTYPES, torch.float16, torch.float64)
+
+CHECK = os.environ.get("SPARSEKERN_CHECK", "0") not in ("", "0")
+"""Whether every call checks its pattern's contents again, to find who writes to index tensors. Slow."""
 
 
 def linear(
@@ -56,6 +60,8 @@ def linear(
         raise ValueError(f"x must have shape (..., {in_features}), got {tuple(x.shape)}")
     if pattern.device != device:
         raise ValueError(f"pattern must be on {device} as x is, got one on {pattern.device}")
+    if CHECK and kind != "meta" and not torch.compiler.is_compiling():
+        pattern.check()
     if kind != "meta" and torch.is_autocast_enabled(kind):
         x, values, bias = _autocast(x, values, bias)
     if not x.is_floating_point():

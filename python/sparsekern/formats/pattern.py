@@ -120,6 +120,14 @@ class Pattern(ABC):
         """Name and tensor of each primary index tensor."""
         return ((name, getattr(self, name)) for name in self.state_names)
 
+    def check(self) -> None:
+        """Check the contents of all index tensors again: ``ValueError`` where they were written to."""
+        sound = self.from_state(self.shape, dict(self.state()), **self.options)
+        for i, (found, built) in enumerate(zip(self.tensors(), sound.tensors(), strict=True)):
+            if not torch.equal(found, built):
+                names = ", ".join(self.state_names)
+                raise ValueError(f"tensors()[{i}] of {self} must be what {names} give, got other contents")
+
     @property
     def nnz(self) -> int:
         """The number of stored values, padding not counted."""
