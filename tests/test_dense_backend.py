@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import weakref
 from functools import partial
 
 import pytest
@@ -9,6 +10,7 @@ import sparsekern as sk
 import torch
 from cases import DTYPES, LAYOUTS, MASKS, op, random_pattern, where
 from sparsekern import dense
+from sparsekern.formats import parse_format
 from tolerance import assert_product
 from torch.utils.checkpoint import checkpoint
 
@@ -118,41 +120,109 @@ def test_scatter_and_gather(format):
         assert torch.equal(op(pattern, "gather")(other, *where(pattern)), pattern.gather(other))
 
 
-def test_the_copy_is_kept_while_values_stay():
-    pattern, values = make("csr")
+def copy_of(values, pattern, dtype=torch.float32, whole=False):
+    return dense._weight(values, pattern, dtype, whole=whole)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@formats
+def test_the_copy_is_kept_while_values_stay(format, whole):
+    pattern, values = make(format)
     x = torch.randn(3, 70)
     first = call(x, values, pattern)
-    copy = dense._kept_copy(values, pattern)
+    copy = copy_of(values, pattern, whole=whole)
     assert torch.equal(call(x, values, pattern), first)
-    assert dense._kept_copy(values, pattern) is copy
+    assert copy_of(values, pattern, whole=whole) is copy
+    assert copy_of(values.detach(), pattern, whole=whole) is copy  # another tensor, the same memory
+    assert dense.kept_bytes(pattern) == copy.nbytes
     with torch.no_grad():
         values.mul_(2.0)
-    assert dense._kept_copy(values, pattern) is not copy
+    assert copy_of(values, pattern, whole=whole) is not copy
     assert_product(call(x, values, pattern), lambda x, v: x @ pattern.scatter(v).t(), x, values)
 
 
-def test_the_copy_follows_what_counts_no_version():
+@pytest.mark.parametrize("recorded", [False, True])
+@formats
+def test_the_copy_follows_what_counts_no_version(format, recorded):
     """``.data`` and another pattern change W, and not the version of the values."""
-    pattern, values = make("csr")
+    pattern, values = make(format)
     x = torch.randn(3, 70)
-    call(x, values, pattern)
+
+    def check(pattern):
+        with torch.set_grad_enabled(recorded):
+            assert_product(call(x, values, pattern), lambda x, v: x @ pattern.scatter(v).t(), x, values)
+
+    check(pattern)
     values.data.mul_(2.0)
-    assert_product(call(x, values, pattern), lambda x, v: x @ pattern.scatter(v).t(), x, values)
+    check(pattern)
     values.data = torch.randn_like(values)
-    assert_product(call(x, values, pattern), lambda x, v: x @ pattern.scatter(v).t(), x, values)
-    flipped = sk.CSR.from_mask(pattern.to_mask().flip(0))
-    assert_product(call(x, values, flipped), lambda x, v: x @ flipped.scatter(v).t(), x, values)
+    check(pattern)
+    if format == "csr":
+        check(sk.CSR.from_mask(pattern.to_mask().flip(0)))
 
 
-def test_the_copy_goes_with_the_values():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@formats
+def test_a_single_value_is_noticed_where_gradients_are_recorded(format, dtype):
+    pattern, values = make(format, (64, 130), dtype)
+    values = values.detach()
+    x = torch.randn(3, 130).to(dtype).requires_grad_()
+    index = pattern.flat_index().reshape(-1)
+    real = (index < 64 * 130).nonzero().flatten()
+    for at in (real[0], real[-1], real[torch.randint(len(real), ())]):
+        call(x, values, pattern)
+        values.data.view(-1)[at] += 100.0
+        assert_product(call(x, values, pattern), lambda x, v: x @ pattern.scatter(v).t(), x, values)
+
+
+@pytest.mark.parametrize("format", ["csr", "2:4"])
+def test_values_that_are_the_whole_weight_are_not_copied(format):
+    pattern = sk.CSR.from_mask(torch.ones(9, 8, dtype=torch.bool))
+    if format != "csr":
+        pattern = parse_format("8:8").from_mask(torch.ones(9, 8, dtype=torch.bool))
+    values = torch.randn(pattern.values_shape, requires_grad=True)
+    assert copy_of(values, pattern).data_ptr() == values.data_ptr()
+    x, grad = torch.randn(5, 8, requires_grad=True), torch.randn(5, 9)
+    y = call(x, values, pattern)
+    got = (y, *torch.autograd.grad(y, (x, values), grad))
+
+    def products(x, v, g):
+        return x @ pattern.scatter(v).t(), g @ pattern.scatter(v), pattern.gather(g.t() @ x)
+
+    assert_product(got, products, x, values, grad)
+
+
+@pytest.mark.parametrize("backend", ["dense", "native"])
+@formats
+def test_autocast_keeps_one_copy(format, backend):
+    pattern, values = make(format)
+    x = torch.randn(5, 70, requires_grad=True)
+    grad = torch.randn(5, 100).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = sk.linear(x, values, pattern, backend=backend)
+        assert y.dtype == torch.bfloat16
+        if backend == "dense":
+            copy = copy_of(values, pattern, torch.bfloat16)
+            sk.linear(x, values, pattern, backend=backend)
+            assert copy_of(values, pattern, torch.bfloat16) is copy
+    got = (y, *torch.autograd.grad(y, (x, values), grad))
+    assert got[1].dtype == got[2].dtype == torch.float32
+
+    def products(x, v, g):
+        return x @ pattern.scatter(v).t(), g @ pattern.scatter(v), pattern.gather(g.t() @ x)
+
+    halves = [tensor.detach().bfloat16() for tensor in (x, values)]
+    assert_product([t.bfloat16() for t in got], products, *halves, grad)
+
+
+def test_the_copy_goes_with_the_pattern():
     pattern, values = make("csr")
-    gc.collect()
-    before = len(dense._COPIES)
     call(torch.randn(3, 70), values, pattern)
-    assert len(dense._COPIES) == before + 1
-    del values
+    copy = weakref.ref(copy_of(values, pattern))
+    assert copy() is not None
+    del pattern
     gc.collect()
-    assert len(dense._COPIES) == before
+    assert copy() is None
 
 
 def test_a_training_step_after_another():

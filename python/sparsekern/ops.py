@@ -62,32 +62,33 @@ def linear(
         raise ValueError(f"pattern must be on {device} as x is, got one on {pattern.device}")
     if CHECK and kind != "meta" and not torch.compiler.is_compiling():
         pattern.check()
+    dtype = values.dtype
     if kind != "meta" and torch.is_autocast_enabled(kind):
-        x, values, bias = _autocast(x, values, bias)
+        x, bias, dtype = _autocast(x, bias, dtype)
     if not x.is_floating_point():
         raise ValueError(f"x must be of a float dtype, got {x.dtype}")
-    like = x.dtype, device
-    _check_like("values", values, pattern.values_shape, *like)
+    _check_like("values", values, pattern.values_shape, x.dtype, device, dtype)
     if bias is not None:
-        _check_like("bias", bias, (out_features,), *like)
+        _check_like("bias", bias, (out_features,), x.dtype, device, bias.dtype)
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {list(ACTIVATIONS)}, got {activation!r}")
     if backend == "reference":
-        return ACTIVATIONS[activation](torch.nn.functional.linear(x, pattern.scatter(values), bias))
-    reason = unavailable(x.dtype, kind, pattern)
+        weight = pattern.scatter(values.to(dtype))
+        return ACTIVATIONS[activation](torch.nn.functional.linear(x, weight, bias))
+    reason = unavailable(dtype, kind, pattern)
     if backend == "native" and reason is not None:
         raise ValueError(f'backend="native" cannot run: {reason}')
     if reason is not None:
-        return ACTIVATIONS[activation](_dense(x, values, bias, pattern))
+        return ACTIVATIONS[activation](_dense(x, values.to(dtype), bias, pattern))
     flat = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), in_features)
     plan = DENSE if backend == "dense" else NATIVE if backend == "native" else choose(flat, values, pattern)
     if plan == NATIVE:
-        y = PRODUCTS[pattern.format].linear(flat, values, bias, pattern, activation)
+        y = PRODUCTS[pattern.format].linear(flat, values.to(dtype), bias, pattern, activation)
     elif torch.compiler.is_compiling():
-        y = ACTIVATIONS[activation](scattered_linear(flat, values, bias, pattern))
-    else:
+        y = ACTIVATIONS[activation](scattered_linear(flat, values.to(dtype), bias, pattern))
+    else:  # casts the copy of the values that it keeps
         y = ACTIVATIONS[activation](planned_linear(flat, values, bias, pattern, plan))
     return y if x.dim() == 2 else y.view(*x.shape[:-1], out_features)
 
@@ -116,23 +117,31 @@ def _transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def _autocast(x: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Cast as autocast does for a dense layer: floating-point tensors but float64."""
+def _autocast(
+    x: Tensor, bias: Tensor | None, values: torch.dtype
+) -> tuple[Tensor, Tensor | None, torch.dtype]:
+    """As autocast casts for a dense layer, floating-point tensors but float64; and the values' new dtype."""
     dtype = torch.get_autocast_dtype(x.device.type)
 
     def cast(tensor: Tensor) -> Tensor:
         return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
 
-    return cast(x), cast(values), None if bias is None else cast(bias)
+    keeps = values == torch.float64 or not values.is_floating_point
+    return cast(x), None if bias is None else cast(bias), values if keeps else dtype
 
 
 def _check_like(
-    name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    name: str,
+    tensor: Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    got: torch.dtype,
 ) -> None:
-    if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device:
+    if tensor.shape != shape or got != dtype or tensor.device != device:
         raise ValueError(
             f"{name} must be {dtype} {list(shape)} on {device}, "
-            f"got {tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+            f"got {got} {list(tensor.shape)} on {tensor.device}"
         )
 
 
