@@ -94,7 +94,7 @@ def test_the_summary_says_what_is_chosen(profile):
     cost.write(profile, coefficients, "a test")
     row, _ = sk.summary(model).rows
     assert (row.backend, row.speedup) == ("dense", 3 / 5)
-    coefficients["dense/float32/backward_weight/few"] = [9.0, 0.0, 0.0, 0.0]
+    coefficients["dense/float32/backward_weight/8"] = [9.0, 0.0, 0.0, 0.0]
     cost.write(profile, coefficients, "a test")
     row, _ = sk.summary(model, batch=7).rows
     assert (row.backend, row.speedup) == ("native + dense", 11 / 6)
@@ -109,8 +109,9 @@ def test_the_summary_says_what_is_chosen(profile):
         ("{", "must be a profile of sparsekern"),
         ("[]", "must be a profile of sparsekern"),
         ("{}", "no 'version'"),
-        ('{"version": 0, "coefficients": {}}', "version must be 1, got 0"),
-        ('{"version": 1, "source": "", "coefficients": {}}', "coefficients must hold"),
+        ('{"version": 0, "coefficients": {}}', "version must be 2, got 0"),
+        ('{"version": 2, "source": "", "coefficients": {}}', "coefficients must hold"),
+        ("[" * 100_000, "must be a profile of sparsekern"),
     ],
 )
 def test_a_file_that_is_none(profile, text, message):
@@ -123,14 +124,25 @@ def test_a_file_that_is_none(profile, text, message):
 
 
 @pytest.mark.parametrize(
-    "bad", [[1.0], [1.0, 0.0, -1.0, 0.0], [float("nan")] * 4, [float("inf")] * 4, ["1", 0, 0, 0], "x", None]
+    "bad",
+    [
+        [1.0],
+        [1.0, 0.0, -1.0, 0.0],
+        [float("nan")] * 4,
+        [float("inf")] * 4,
+        [0.0] * 4,
+        [10**400] * 4,
+        ["1", 0, 0, 0],
+        "x",
+        None,
+    ],
 )
 def test_coefficients_that_are_none(profile, bad):
     cost.write(profile, flat(), "a test")
     data = json.loads(profile.read_text())
-    data["coefficients"]["csr/float32/forward/one"] = bad
+    data["coefficients"]["csr/float32/forward/1"] = bad
     profile.write_text(json.dumps(data))
-    with pytest.warns(RuntimeWarning, match="'csr/float32/forward/one' must be 4 numbers >= 0"):
+    with pytest.warns(RuntimeWarning, match="'csr/float32/forward/1' must be 4 numbers from 0 to 1000"):
         cost.current()
 
 
@@ -158,14 +170,58 @@ def test_every_sample_is_of_its_family():
             assert cost.family(pattern) == family
 
 
-def test_tune_writes_a_profile(profile, monkeypatch, capsys):
-    monkeypatch.setattr(tune, "SHAPES", ((64, 64),))
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(tune, "SHAPES", ((256, 256),))
     monkeypatch.setattr(tune, "_MIN_SECONDS", 1e-5)
+
+
+@pytest.mark.usefixtures("quick")
+def test_tune_writes_a_profile(profile, monkeypatch, capsys):
     from sparsekern import cli
+
+    monkeypatch.setattr(tune, "_WORST_FIT", 1e9)
 
     assert cli.main(["tune"]) == 0
     assert f"wrote {profile}" in capsys.readouterr().out
     assert "measured with" in cost.current().source
+
+
+@pytest.mark.usefixtures("quick")
+def test_tune_refuses_readings_that_no_model_fits(profile, monkeypatch, capsys):
+    from sparsekern import cli
+
+    monkeypatch.setattr(tune, "_WORST_FIT", -1.0)
+    assert cli.main(["tune"]) == 1
+    assert "run it again on an idle machine" in capsys.readouterr().err
+    assert not profile.exists()
+
+
+def test_tune_is_interrupted(profile, monkeypatch, capsys):
+    from sparsekern import cli
+
+    def measure():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune, "measure", measure)
+    assert cli.main(["tune"]) == 130
+    assert capsys.readouterr().err == "interrupted; no profile was written\n"
+    assert not list(profile.parent.iterdir())
+
+
+def test_tune_looks_at_the_path_first(profile, tmp_path, monkeypatch, capsys):
+    from sparsekern import cli
+
+    monkeypatch.setattr(tune, "measure", lambda: pytest.fail("measured for nothing"))
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "profile.json"):
+        assert cli.main(["tune", "--output", str(path)]) == 2
+        assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_a_profile_that_was_asked_for_and_is_not_there(profile):
+    with pytest.warns(RuntimeWarning, match="No such file"):
+        assert cost.current() == cost.read(cost._BUILT_IN / f"{cost.isa()}.json")
 
 
 def test_the_path_follows_the_platform(monkeypatch):

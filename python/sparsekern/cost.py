@@ -3,8 +3,8 @@
 A strategy's time is a sum of non-negative terms, ``t = Σ_i c_i f_i``. The features ``f`` are what bounds the
 kernels: a call, the weight's bytes, multiply-adds, and what goes in and out; the coefficients ``c``, in
 seconds, are measured, see :mod:`sparsekern.benchmark.tune`. One row of x, few and many run on different
-kernels, so each has coefficients of its own. Only ratios of two times are used, so a profile of
-another thread count or clock serves as well.
+kernels, so ranges of batches have coefficients of their own. Only ratios of two times are used, so a profile
+of another clock serves as well; one of another thread count roughly.
 """
 
 from __future__ import annotations
@@ -23,24 +23,28 @@ import platformdirs
 import torch
 
 from ._library import LOAD_ERROR
-from .dense import DENSE, NATIVE, Plan
+from .dense import DENSE, NATIVE, Plan, is_dense
 from .formats import Pattern
 
-VERSION = 1
+VERSION = 2
 """Of the profile's layout."""
 
-FEW = 16
-"""Batches up to this one take the kernels for few rows of x."""
+RANGES = (1, 4, 8, 16)
+"""The last batch of each range, but for that of many. Kernels for few rows of x end at one of these, which
+depends on format and instruction set."""
+
+FEW = RANGES[-1]
 
 MARGIN = 0.95
 """Native kernels run where they are predicted to take at most this share of what torch's dense products do:
 near break-even a wrong guess must cost nothing."""
 
 _PARTS = {
-    "dense": ("forward", "backward_input", "backward_weight"),
+    "dense": ("linear", "forward", "backward_input", "backward_weight"),
     "native": ("forward", "backward", "backward_weight"),
 }
-"""What is measured: a dense product each, the native gradients together and that of the values alone."""
+"""What is measured. Dense: torch's own ``linear``, and the products of a plan, whose forward one looks for
+the copy of W. Native: the gradients together, and that of the values alone."""
 
 
 def features(out_features: int, in_features: int, values: int, batch: int) -> list[float]:
@@ -61,9 +65,9 @@ def family(pattern: Pattern) -> str:
 
 
 def key(strategy: str, dtype: torch.dtype, product: str, batch: int) -> str:
-    """Names the coefficients of a strategy (a family, ``"dense"``), e.g. ``"csr/float32/forward/few"``."""
-    kernels = "one" if batch == 1 else "few" if batch <= FEW else "many"
-    return f"{strategy}/{str(dtype).removeprefix('torch.')}/{product}/{kernels}"
+    """Names the coefficients of a strategy (a family, ``"dense"``), e.g. ``"csr/float32/forward/16"``."""
+    end = next((end for end in RANGES if batch <= end), "many")
+    return f"{strategy}/{str(dtype).removeprefix('torch.')}/{product}/{end}"
 
 
 @dataclass(frozen=True)
@@ -122,8 +126,9 @@ def predict(
 
     grad_x = dense("backward_input") if need_x else 0.0
     grad_values = dense("backward_weight") if need_values else 0.0
-    scatter = native("scatter", size, 1) if need_x or need_values else 0.0
-    gather = native("gather", rows=1) if need_values else 0.0
+    copied = not is_dense(pattern)
+    scatter = native("scatter", size, 1) if copied and (need_x or need_values) else 0.0
+    gather = native("gather", rows=1) if copied and need_values else 0.0
     weight_alone = native("backward_weight") if need_values else 0.0
     both = native("backward") if need_x else weight_alone
 
@@ -141,7 +146,7 @@ def predict(
     seconds = times[plan]
     if native_time <= MARGIN * seconds:
         plan, seconds = NATIVE, native_time
-    return Prediction(plan, seconds, dense("forward") + grad_x + grad_values)
+    return Prediction(plan, seconds, dense("linear") + grad_x + grad_values)
 
 
 def _plans(need_x: bool, need_values: bool) -> list[Plan]:
@@ -202,7 +207,7 @@ def isa() -> str:
 def current() -> Profile:
     """This machine's profile. A file that cannot be used is warned of once, and the built-in one used."""
     path = profile_path()
-    if path.exists():
+    if path.exists() or "SPARSEKERN_PROFILE" in os.environ:
         try:
             return read(path)
         except (OSError, ValueError) as error:
@@ -227,10 +232,13 @@ def read(path: Path) -> Profile:
         for name in wanted:
             numbers = coefficients[name]
             good = isinstance(numbers, list) and len(numbers) == TERMS
-            if not good or not all(isinstance(c, int | float) and 0.0 <= c < math.inf for c in numbers):
-                raise ValueError(f"coefficients of {name!r} must be {TERMS} numbers >= 0, got {numbers!r}")
+                # Times are compared and multiplied: neither 0 nor enormous.
+            good = good and all(isinstance(c, int | float) and 0.0 <= c <= 1e3 for c in numbers)
+            if not good or not any(numbers):
+                rule = f"{TERMS} numbers from 0 to 1000, not all 0"
+                raise ValueError(f"coefficients of {name!r} must be {rule}, got {numbers!r}")
         return Profile({name: coefficients[name] for name in wanted}, str(data["source"]))
-    except (KeyError, TypeError, ValueError) as error:  # bad JSON is a ValueError too
+    except (KeyError, TypeError, ValueError, RecursionError) as error:  # bad JSON is a ValueError too
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path} must be a profile of sparsekern: {what}") from None
 
@@ -254,7 +262,7 @@ def all_keys() -> Iterator[str]:
     """All that a profile holds."""
     for strategy, dtype in itertools.product(("dense", *FAMILIES), DTYPES):
         parts = _PARTS["dense" if strategy == "dense" else "native"]
-        for product, batch in itertools.product(parts, (1, FEW, FEW + 1)):
+        for product, batch in itertools.product(parts, (*RANGES, FEW + 1)):
             yield key(strategy, dtype, product, batch)
         if strategy != "dense":
             yield key(strategy, dtype, "scatter", 1)

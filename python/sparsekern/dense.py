@@ -79,7 +79,7 @@ class _Planned(torch.autograd.Function):
             need_x = False
         if need_values and plan.grad_values:
             dense = grad.t() @ x
-            grad_values = dense.view(values.shape) if _is_dense(pattern) else products.gather(dense, *where)
+            grad_values = dense.view(values.shape) if is_dense(pattern) else products.gather(dense, *where)
             grad_bias = grad.sum(0) if need_bias else None
             need_values = need_bias = False
         if need_x or need_values or need_bias:
@@ -116,7 +116,7 @@ def _scatter(values: Tensor, pattern: Pattern) -> Tensor:
     return weight
 
 
-def _is_dense(pattern: Pattern) -> bool:
+def is_dense(pattern: Pattern) -> bool:
     """Whether the values are W itself, row by row."""
     return pattern.format != "bsr" and pattern.nnz == pattern.shape[0] * pattern.shape[1]
 
@@ -145,7 +145,7 @@ def _weight(values: Tensor, pattern: Pattern, dtype: torch.dtype, *, whole: bool
         whole: whether all values are compared, not some.
     """
     values = values.detach()
-    if _is_dense(pattern):
+    if is_dense(pattern):
         return values.view(pattern.shape).to(dtype)
     if (
         values.is_inference() or not values.is_contiguous()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,14 +16,18 @@ import torch
 from torch import Tensor
 
 from .. import cost, ops
-from ..formats import parse_format
+from ..formats import CSR, parse_format
 from ..formats.products import PRODUCTS
 from .progress import progress
 from .timing import quantile, race
 
-SHAPES = ((512, 512), (2048, 1024), (768, 3072))
-BATCHES = (1, 2, 4, 16, 32, 128, 512)
+SHAPES = ((512, 512), (2048, 1024), (768, 3072), (4096, 2048))
+BATCHES = (1, 2, 4, 5, 8, 9, 16, 32, 128, 512)
+_FROM_MEMORY = 2**23
+"""Weights of so many elements overflow the caches, which counts for few rows of x; many are left out."""
 _MIN_SECONDS = 0.002
+_WORST_FIT = 0.25
+"""Median relative error of a fit that is not to be trusted: 10 % is usual, the machine was busy."""
 
 # Format and sparsity of the weights from which each family's coefficients are fitted.
 SAMPLES: dict[str, Sequence[tuple[str, float | None]]] = {
@@ -53,17 +59,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Measure, fit, save, and say how well the fit predicts what was measured."""
     path = arguments.output or cost.profile_path()
-    readings = list(measure())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise OSError(f"{path} must be a file that can be written")
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        readings = list(measure())
+    except KeyboardInterrupt:
+        print("interrupted; no profile was written", file=sys.stderr)
+        return 130
     coefficients = {key: fit([r for r in readings if r.key == key]) for key in cost.all_keys()}
+    errors = [abs(np.dot(coefficients[r.key], r.features) / r.seconds - 1.0) for r in readings]
+    fitted = (
+        f"{len(readings)} readings, half within {quantile(errors, 0.5):.0%} of the fit, "
+        f"nine in ten within {quantile(errors, 0.9):.0%}"
+    )
+    if quantile(errors, 0.5) > _WORST_FIT:
+        print(f"error: {fitted}: run it again on an idle machine; no profile was written", file=sys.stderr)
+        return 1
     threads = torch.get_num_threads()
     cost.write(
         path, coefficients, f"measured with {threads} threads, {cost.isa()}, torch {torch.__version__}"
     )
-    errors = [abs(np.dot(coefficients[r.key], r.features) / r.seconds - 1.0) for r in readings]
-    print(
-        f"wrote {path}: {len(readings)} readings, half within {quantile(errors, 0.5):.0%} of the fit, "
-        f"nine in ten within {quantile(errors, 0.9):.0%}"
-    )
+    print(f"wrote {path}: {fitted}")
     return 0
 
 
@@ -96,12 +117,20 @@ def fit(readings: Sequence[Reading]) -> list[float]:
     return [float(c) for c in best]
 
 
+def batches(shape: tuple[int, int]) -> Iterator[int]:
+    """Those that are measured with weights of this shape."""
+    return (batch for batch in BATCHES if batch <= cost.FEW or shape[0] * shape[1] < _FROM_MEMORY)
+
+
 def _dense(dtype: torch.dtype, shape: tuple[int, int]) -> Iterator[Reading]:
     weight, bias = torch.randn(shape).to(dtype), torch.randn(shape[0]).to(dtype)
-    for batch in BATCHES:
+    pattern = CSR.from_mask(torch.rand(shape) < 0.5)
+    values = pattern.gather(weight)
+    for batch in batches(shape):
         x, grad = torch.randn(batch, shape[1]).to(dtype), torch.randn(batch, shape[0]).to(dtype)
         calls: dict[str, Callable[[], object]] = {
-            "forward": partial(torch.nn.functional.linear, x, weight, bias),
+            "linear": partial(torch.nn.functional.linear, x, weight, bias),
+            "forward": partial(ops.linear, x, values, pattern, bias, backend="dense"),
             "backward_input": partial(torch.mm, grad, weight),
             "backward_weight": partial(_weight_gradients, grad, x),
         }
@@ -119,7 +148,7 @@ def _native(
     pattern = kind.from_mask(kind.prune(torch.rand(shape), sparsity))
     values, bias = torch.randn(pattern.values_shape).to(dtype), torch.randn(shape[0]).to(dtype)
     products, at = PRODUCTS[pattern.format], (pattern.tensors(), pattern.sizes())
-    for batch in BATCHES:
+    for batch in batches(shape):
         x, grad = torch.randn(batch, shape[1]).to(dtype), torch.randn(batch, shape[0]).to(dtype)
         calls: dict[str, Callable[[], object]] = {
             "forward": partial(ops.linear, x, values, pattern, bias, backend="native"),
@@ -146,6 +175,6 @@ def _read(
     features = cost.features(*shape, values, batch)
     times = race(calls, rounds=3, min_seconds=_MIN_SECONDS)
     return [
-        Reading(cost.key(strategy, dtype, product, batch), features, quantile(seconds, 0.5))
+        Reading(cost.key(strategy, dtype, product, batch), features, min(seconds))
         for product, seconds in times.items()
     ]
