@@ -2,24 +2,28 @@
 //
 // All products run over panels of 64 batch columns (panel.h) and are small dense matrix products whose sums stay in
 // registers (bsr_tile.h): one number is broadcast and meets up to 4 vectors. With operands in L1 that reaches 90 to 95 % of
-// the FMA peak on AVX-512; whole products reach 60 to 85 %, by how fast memory brings and takes panels.
+// the FMA peak on AVX-512, with operands in L2 83 to 94 %; whole products lose the rest to packing x or g (1.1 to 3 ns per
+// 64 bytes, 2 to 3 transposed) and to writing y or dx (1.2 to 2 ns), which at 95 % sparsity meet 10 to 50 ns of FMAs.
 // - Forward: 64 columns of a block row's blocks at a time, whose 16 KB of x serve all rows of the blocks from L1. Finished
-//   rows go to y from registers (+4 %), and y's lines are fetched while FMAs go on (up to +10 %).
+//   rows go to y from registers (+4 %), past the caches (panel.h: +20 to 30 % where cores do not share an L3).
 // - Backward: one pass over the gradient of y, at most 1024 rows of it at a time, in L2 (512: -3 %). Rows that a block
 //   column needs are in L1 for the gradient of x, which reads blocks by columns, and then meet that column's x for the
-//   gradient of the values: outer products over the batch. Blocks narrower than a vector take dot products over the batch:
-//   adding up their lanes is a quarter of that time.
+//   gradient of the values: outer products over the batch, of two panels at once (bsr_backward.h). Blocks narrower than a
+//   vector take dot products over the batch: adding up their lanes is a quarter of that time. The gradient of x alone is
+//   split over panels, since nothing has to be merged then: each range of columns would pack g anew (+5 % at 95 %).
 // - Up to 8 batch rows are dot products along the rows of blocks (bsr_few.h): 4 times as fast as a panel for 1 row, twice
-//   for 4, level for 8 (bfloat16: +30 %).
-// Tried and dropped: packing the next panel of x, or fetching it, while this one is in use; fetching weights, sums or the
-// next gradients ahead (all level); copying each segment of x to L1 instead of packing x (+2 % for 128 x 128, -15 % for 16
-// x 16); strips of rows as functions of their own (-4 %).
+//   for 4, level for 8 (bfloat16: +30 %). So are their gradients (bsr_few_backward.h).
+// Tried and dropped: packing the next panel of x, or fetching it or the next gradients, to L1 or L2, while this one is in
+// use (level); fetching the next segment of x to L1 (-2 to -14 %: it evicts this one); segments of 32 rows (-3 %); fetching
+// weights that are in a cache (-2 to -4 %); copying each segment of x to L1 instead of packing x (+2 % for 128 x 128, -15 %
+// for 16 x 16); strips of rows as functions of their own (-4 %); two panels at once for the gradient of x (-4 %); unrolling
+// the products (level).
 
 #include "sparsekern/bsr.h"
 
 #include "activation.h"
 #include "bsr_backward.h"
-#include "bsr_few.h"
+#include "bsr_few_backward.h"
 #include "kernels.h"
 
 namespace sk::SK_ISA {
@@ -29,28 +33,30 @@ namespace {
 template <class T>
 void linear_rows(const sk_bsr& w, const T* values, int64_t i0, int64_t i1, const float* x, const T* bias,
                  sk_activation activation, const sk_matrix& y, Slice s, float* out) {
-  const int64_t height = w.block_rows, width = w.block_cols, step = max<int64_t>(1, kSegment / width);
+  const int64_t height = w.block_rows, width = w.block_cols, size = height * width,
+                step = max<int64_t>(1, kSegment / width);
   const Rows sums = {out, s.stride};
+  float offsets[128];
   for (int64_t i = i0; i < i1; i++) {
-    const int64_t r0 = i * height, r1 = min(r0 + height, w.rows), begin = w.block_row_ptr[i], end = w.block_row_ptr[i + 1];
-    const bool direct = has_rows<T>(y, s) && activation == SK_IDENTITY && r1 - r0 == height && begin < end;
-    for (int64_t r = r0; r < r1; r++) {
-      const vec b = bias ? broadcast(to_float(bias[r])) : vec{};
-      for (int c = 0; c < s.width; c += kLanes) store(out + (r - r0) * s.stride + c, b);
-    }
-    for (int64_t k = begin; k < end; k += step)
+    const int64_t r0 = i * height, r1 = min(r0 + height, w.rows), end = w.block_row_ptr[i + 1];
+    const bool direct = has_rows<T>(y, s) && activation == SK_IDENTITY && r1 - r0 == height;
+    for (int64_t r = 0; r < height; r++) offsets[r] = bias && r0 + r < r1 ? to_float(bias[r0 + r]) : 0.0f;
+    Start from = {{}, offsets};
+    int64_t k = w.block_row_ptr[i];
+    do {  // once at least: rows without blocks are the bias
       for (int64_t c0 = 0; c0 < width; c0 += kSegment) {
-        const bool last = k + step >= end && c0 + kSegment >= width;
         Parts<T> parts;
         for (int64_t b = k; b < min(k + step, end); b++) {
           const int64_t c = w.block_col_idx[b] * width + c0;
-          parts.add({values + b * height * width + c0, x + c * s.stride, min(min(width, kSegment), w.cols - c)});
+          parts.add({values + b * size + c0, x + c * s.stride, min(min(width, kSegment), w.cols - c)});
         }
-        multiply_parts<false>(parts, width, height, s, sums, direct && last ? rows_of(y, r0, s) : sums,
-                              [&](int64_t r, int64_t n) __attribute__((always_inline)) {
-                                if (k == begin && c0 == 0) prefetch_rows<T>(y, r0, r, n, r1, s);
-                              });
+        if (is_far<T>(w) && c0 == 0)
+          for (int64_t b = k + step; b < min(k + 2 * step, w.blocks); b++) parts.fetch(values + b * size);
+        const bool last = k + step >= end && c0 + kSegment >= width;
+        multiply_parts<false>(parts, width, size, height, s, from, direct && last ? rows_of(y, r0, s) : sums);
+        from.rows = sums;
       }
+    } while ((k += step) < end);
     if (direct) continue;
     activate(activation, out, (r1 - r0) * s.stride);
     unpack<T>(y, r0, r1, s, out);
@@ -98,14 +104,19 @@ const BsrKernels bsr_kernels = {
       dtype == SK_BFLOAT16 ? run((bf16*)nullptr) : run((float*)nullptr);
     },
     [](const sk_bsr* w, int64_t batch, const sk_threads* threads) -> int64_t {
-      return BackwardPlan(*w, batch, threads->threads).bytes();
+      return max(BackwardPlan(*w, batch, threads->threads, false).bytes(),
+                 BackwardPlan(*w, batch, threads->threads, true).bytes());
     },
     [](const sk_bsr* w, const void* values, const sk_matrix* grad, const sk_matrix* x, const sk_matrix* grad_x,
        void* grad_values, void* grad_bias, void* workspace, sk_dtype dtype, const sk_threads* threads) {
       const auto run = [&](auto* typed) {
         using T = std::remove_pointer_t<decltype(typed)>;
-        backward(*w, static_cast<const T*>(values), *grad, x, grad_x, static_cast<T*>(grad_values),
-                 static_cast<T*>(grad_bias), workspace, *threads);
+        const auto* v = static_cast<const T*>(values);
+        auto *const gv = static_cast<T*>(grad_values), *const gb = static_cast<T*>(grad_bias);
+        if (grad->batch <= kFewBatch)
+          backward_few(*w, v, *grad, x, grad_x, gv, gb, *threads);
+        else
+          backward(*w, v, *grad, x, grad_x, gv, gb, workspace, *threads);
       };
       dtype == SK_BFLOAT16 ? run((bf16*)nullptr) : run((float*)nullptr);
     },

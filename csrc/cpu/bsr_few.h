@@ -19,9 +19,27 @@ template <int S>
 // Batch rows as the weights meet them: the columns of a block are `span` floats, a vector at least. Narrower blocks have as
 // many rows to a vector of weights as fit it, and their columns are repeated for each.
 struct FewRows {
-  const float* data;
+  float* data;
   int64_t stride, span;
 };
+
+// How many batch rows the loops over them compute: the last ones are zero.
+inline int64_t few_count(int64_t batch) { return batch <= 2 ? batch : batch <= 4 ? 4 : 8; }
+
+// x [batch, features], padded to whole blocks of `width` columns and to few_count rows, in `memory`.
+template <class T>
+FewRows few_rows(const sk_matrix& x, int64_t width, Scratch& memory) {
+  const int64_t count = few_count(x.batch), copies = max<int64_t>(1, kLanes / width);
+  const int64_t columns = ceil_div(ceil_div(x.features, width) * width, kLanes) * kLanes;
+  float* const rows = memory.get<float>(count * columns * (copies > 1 ? 1 + copies : 1));
+  copy_rows<T>(x, columns, rows);
+  memset(rows + x.batch * columns, 0, (count - x.batch) * columns * sizeof(float));
+  if (copies == 1) return {rows, columns, width};
+  float* const repeated = rows + count * columns;
+  for (int64_t c = 0; c < count * columns; c += width)
+    for (int64_t i = 0; i < copies; i++) memcpy(repeated + c * copies + i * width, rows + c, width * sizeof(float));
+  return {repeated, columns * copies, width * copies};
+}
 
 // sums[b * sums_stride + r] = the dot products of NV vectors of rows, which begin `offset` weights into the blocks of block
 // row i, and NB batch rows. kWidth: columns of W in a vector.
@@ -61,7 +79,8 @@ void dot_rows(const sk_bsr& w, const T* values, int64_t i, int64_t offset, FewRo
 
 // Block rows [i0, i1) of W times NB batch rows. As many sums as fit the registers: 4 vectors of weights, or fewer.
 template <int kWidth, int NB, class T>
-void few_rows(const sk_bsr& w, const T* values, int64_t i0, int64_t i1, FewRows x, float* sums, int64_t sums_stride) {
+void linear_few_rows(const sk_bsr& w, const T* values, int64_t i0, int64_t i1, FewRows x, float* sums,
+                     int64_t sums_stride) {
   constexpr int kVectors = NB <= kTileVectors ? 4 : 4 * kTileVectors / NB;
   const int64_t size = w.block_rows * w.block_cols;
   for (int64_t i = i0; i < i1; i++)
@@ -71,47 +90,36 @@ void few_rows(const sk_bsr& w, const T* values, int64_t i0, int64_t i1, FewRows 
     }
 }
 
-// Calls f(the columns of W in a vector of weights) as a compile-time constant.
+// Calls f with the columns of W in a vector of weights and few_count, as compile-time constants.
 template <class F>
-void with_width(int64_t width, F f) {
+void with_few(int64_t width, int64_t batch, F f) {
+  const auto with_batch = [&](auto lanes) {
+    switch (few_count(batch)) {
+      case 1: return f(lanes, std::integral_constant<int, 1>{});
+      case 2: return f(lanes, std::integral_constant<int, 2>{});
+      case 4: return f(lanes, std::integral_constant<int, 4>{});
+      case 8: return f(lanes, std::integral_constant<int, 8>{});
+    }
+  };
   if constexpr (kLanes >= 16)
-    if (width >= 16) return f(std::integral_constant<int, 16>{});
+    if (width >= 16) return with_batch(std::integral_constant<int, 16>{});
   if constexpr (kLanes >= 8)
-    if (width >= 8) return f(std::integral_constant<int, 8>{});
-  f(std::integral_constant<int, 4>{});
+    if (width >= 8) return with_batch(std::integral_constant<int, 8>{});
+  with_batch(std::integral_constant<int, 4>{});
 }
 
 // Block rows [i0, i1) of y.
 template <class T>
 void linear_few(const sk_bsr& w, const T* values, int64_t i0, int64_t i1, const sk_matrix& x, const T* bias,
                 sk_activation activation, const sk_matrix& y) {
-  const int64_t batch = x.batch <= 2   ? x.batch
-                        : x.batch <= 4 ? 4
-                                       : 8;  // the last ones may be whatever scratch memory holds
-  const int64_t width = w.block_cols, copies = max<int64_t>(1, kLanes / width);
-  const int64_t columns = ceil_div(ceil_div(w.cols, width) * width, kLanes) * kLanes;
-  float* const rows = scratch<Use::kInput>().get<float>(batch * columns * (copies > 1 ? 1 + copies : 1));
-  copy_rows<T>(x, columns, rows);
-  FewRows operand = {rows, columns, width * copies};
-  if (copies > 1) {
-    float* const repeated = rows + batch * columns;
-    for (int64_t c = 0; c < batch * columns; c += width)
-      for (int64_t i = 0; i < copies; i++) memcpy(repeated + c * copies + i * width, rows + c, width * sizeof(float));
-    operand = {repeated, columns * copies, width * copies};
-  }
+  const FewRows operand = few_rows<T>(x, w.block_cols, scratch<Use::kInput>());
   const int64_t step = max<int64_t>(1, kFewRows / w.block_rows), stride = step * w.block_rows;
-  float* const sums = scratch<Use::kOutput>().get<float>(batch * ceil_div(stride, kLanes) * kLanes);
+  float* const sums = scratch<Use::kOutput>().get<float>(few_count(x.batch) * ceil_div(stride, kLanes) * kLanes);
   for (int64_t i = i0; i < i1; i += step) {
-    with_width(width, [&](auto lanes) {
-      const auto run = [&](auto nb) { few_rows<lanes(), nb()>(w, values, i, min(i + step, i1), operand, sums, stride); };
-      switch (batch) {
-        case 1: return run(std::integral_constant<int, 1>{});
-        case 2: return run(std::integral_constant<int, 2>{});
-        case 4: return run(std::integral_constant<int, 4>{});
-        case 8: return run(std::integral_constant<int, 8>{});
-      }
-    });
-    finish_sums(sums, stride, i * w.block_rows, min(min(i + step, i1) * w.block_rows, w.rows), bias, activation, y);
+    const int64_t end = min(i + step, i1);
+    with_few(w.block_cols, x.batch,
+             [&](auto lanes, auto nb) { linear_few_rows<lanes(), nb()>(w, values, i, end, operand, sums, stride); });
+    finish_sums(sums, stride, i * w.block_rows, min(end * w.block_rows, w.rows), bias, activation, y);
   }
 }
 

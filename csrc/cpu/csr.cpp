@@ -12,6 +12,12 @@
 //   call first copies W into the order in which it is read, as 8-byte entries (value, offset of its operand in a panel):
 //   +30 % (140 -> 185 GFLOP/s of 236, 4096 x 1024 at 80 %), for 2-10 % of the time. An entry is one load, and its value
 //   reaches the vector unit from a general register: broadcasting it from memory costs 10 %.
+// - A few batch rows would not repay the copy: decoding (csr_few.h) and backward passes of up to 16 to 64 rows
+//   (csr_few_backward.h) read W in place. Backward, ns per float32 weight and thread, for 4096 x 4096 weights out of cache, of
+//   which 50 to 95 % are missing, on 2 threads; a stream of the same bytes takes 0.5 to 0.7:
+//     batch             1          4          8         16         24         32         48         64
+//     in place    0.8-1.1    1.1-1.3    1.1-1.2    1.7-2.0    3.0-4.3    4.4-5.3    7.3-9.8     10-13
+//     copied       6.5-10     7.2-12     6.2-10     7.1-10     6.9-12     7.5-13      11-17     14-22
 // - The three gradients share one pass: a chunk of the output gradient's panel is packed once and meets both W transposed and
 //   x's panel while it is in L2. Out of cache, the products are bound by memory, and this halves their traffic.
 // - Threads share nothing that they write: each copies the weights and packs the panels that it needs itself. Where two cores
@@ -26,6 +32,7 @@
 
 #include "csr_backward.h"
 #include "csr_few.h"
+#include "csr_few_backward.h"
 #include "csr_rows.h"
 #include "kernels.h"
 
@@ -109,15 +116,19 @@ const CsrKernels csr_kernels = {
       });
     },
     [](const sk_csr* w, int64_t batch, const sk_threads* threads) -> int64_t {
-      return BackwardPlan(*w, batch, threads->threads).bytes(*w);
+      // Of both where the choice is the dtype's.
+      const auto few_rows = [&](sk_dtype dtype) { return batch <= few_backward_rows(*w, dtype); };
+      const int64_t few = few_rows(SK_FLOAT32) ? FewPlan(*w, batch, threads->threads).bytes() : 0;
+      return few_rows(SK_BFLOAT16) ? few : max(few, BackwardPlan(*w, batch, threads->threads).bytes(*w));
     },
     [](const sk_csr* w, const void* values, const sk_matrix* grad, const sk_matrix* x, const sk_matrix* grad_x,
        void* grad_values, void* grad_bias, void* workspace, sk_dtype dtype, const sk_threads* threads) {
       with_types(*w, dtype, [&](auto* columns, auto* typed) {
         using I = std::remove_cv_t<std::remove_pointer_t<decltype(columns)>>;
         using T = std::remove_cv_t<std::remove_pointer_t<decltype(typed)>>;
-        backward<I>(*w, static_cast<const T*>(values), *grad, x, grad_x, static_cast<T*>(grad_values),
-                    static_cast<T*>(grad_bias), workspace, *threads);
+        const auto run = grad->batch <= few_backward_rows(*w, dtype) ? backward_few<I, T> : backward<I, T>;
+        run(*w, static_cast<const T*>(values), *grad, x, grad_x, static_cast<T*>(grad_values), static_cast<T*>(grad_bias),
+            workspace, *threads);
       });
     },
 };

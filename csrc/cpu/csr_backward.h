@@ -52,18 +52,6 @@ float* weight_rows(const sk_csr& w, int64_t t, int64_t r0, int64_t r1, int strid
   return sums;
 }
 
-// sums[r] (+)= the sum of g's row r over one panel, for `rows` rows.
-template <int NV>
-void sum_rows(int64_t rows, int stride, const float* g, bool add, float* sums) {
-  for (int64_t r = 0; r < rows; r += 4) {
-    vec row[4] = {};
-    for (int i = 0; i < min<int64_t>(4, rows - r); i++)
-      for (int j = 0; j < NV; j++) row[i] += load(g + (r + i) * stride + j * kLanes);
-    const vec4 total = sum4(row[0], row[1], row[2], row[3]);
-    for (int i = 0; i < min<int64_t>(4, rows - r); i++) sums[r + i] = (add ? sums[r + i] : 0.0f) + total[i];
-  }
-}
-
 // The backward pass is split into groups of panels x ranges of W's column tiles. Each group sums the gradients of values and
 // bias in memory of its own; each range packs the gradient of y anew.
 struct BackwardPlan {
@@ -130,7 +118,7 @@ void backward(const sk_csr& w, const T* values, const sk_matrix& grad, const sk_
           const int64_t r1 = min(r0 + chunk, w.rows);
           pack<T>(grad, r0, r1, s, g_panel);
           with_vectors(s.width, [&](auto nv) {
-            if (grad_bias != nullptr && range == 0) sum_rows<nv()>(r1 - r0, stride, g_panel, p != first, bias_sums(g) + r0);
+            if (grad_bias != nullptr && range == 0) sum_rows(r1 - r0, s, g_panel, p != first, bias_sums(g) + r0);
             // A tile of g stays in L1 while all columns pass over it.
             for (int64_t i = r0 / t_width; grad_x != nullptr && i * t_width < r1; i++)
               for (int64_t t = t0; t < t1; t++) {

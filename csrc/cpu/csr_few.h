@@ -9,7 +9,7 @@
 namespace sk::SK_ISA {
 namespace {
 
-typedef uint32_t uvec4 __attribute__((vector_size(16)));
+typedef Vector<uint32_t, 4>::type uvec4;
 
 // Eight column indices. 16-bit ones are loaded two at a time: shifts are cheaper than loads here.
 template <class I>
@@ -64,21 +64,12 @@ float dot(const T* values, const I* columns, int64_t k, int64_t end, const float
   return (sum[0][0] + sum[0][1]) + (sum[0][2] + sum[0][3]) + rest;
 }
 
-template <int W>
-struct Narrow {
-  typedef float type __attribute__((vector_size(W * 4)));
-};
-
 // sums[0 .. W) = the sum of weights [k, end) times the W batch columns of x at their columns, x[column * W ..].
 template <int W, class I, class T>
 void dot_columns(const T* values, const I* columns, int64_t k, int64_t end, const float* x, float* sums) {
-  using V = typename Narrow<W>::type;
+  using V = typename Vector<float, W>::type;
   V sum[4] = {};  // 4: to hide the FMA latency
-  const auto add = [&](int i, float value, int64_t column) {
-    V operand;
-    memcpy(&operand, x + column * W, sizeof operand);
-    sum[i] += (value - V{}) * operand;
-  };
+  const auto add = [&](int i, float value, int64_t column) { sum[i] += (value - V{}) * load_as<V>(x + column * W); };
   for (; k + 8 <= end; k += 8) {
     const Weights w = load8(values + k);
     const Columns<I> c(columns + k);
@@ -127,19 +118,28 @@ void linear_narrow(const sk_csr& w, const T* values, int64_t r0, int64_t r1, con
   }
 }
 
+// Calls f with the panel's width for 1 to kLanes batch rows as a compile-time constant: 1, 4, 8 or 16.
+template <class F>
+void with_few_width(int64_t batch, F f) {
+  if (batch == 1) return f(std::integral_constant<int, 1>{});
+  if constexpr (kLanes >= 8)
+    if (batch <= 4) return f(std::integral_constant<int, 4>{});
+  if constexpr (kLanes >= 16)
+    if (batch <= 8) return f(std::integral_constant<int, 8>{});
+  f(std::integral_constant<int, kLanes>{});
+}
+
 // y = activation(x W^T + bias) for a batch of 1 to kLanes.
 template <class I, class T>
 void linear_few(const sk_csr& w, const T* values, const sk_matrix& x, const T* bias, sk_activation activation,
                 const sk_matrix& y, const sk_threads& threads) {
-  auto rows = linear_single<I, T>;
-  if (x.batch > 1) rows = linear_narrow<4, I, T>;
-  if constexpr (kLanes >= 8)
-    if (x.batch > 4) rows = linear_narrow<8, I, T>;
-  if constexpr (kLanes >= 16)
-    if (x.batch > 8) rows = linear_narrow<16, I, T>;
   const int64_t ranges = max<int64_t>(1, min<int64_t>(threads.threads, w.rows));
-  parallel_for(threads, ranges, 2.0 * x.batch * (w.nnz + w.rows), [&](int64_t begin, int64_t end) {
-    rows(w, values, range_begin(w, begin, ranges), range_begin(w, end, ranges), x, bias, activation, y);
+  with_few_width(x.batch, [&](auto width) {
+    auto* rows = linear_single<I, T>;
+    if constexpr (width() > 1) rows = linear_narrow<width(), I, T>;
+    parallel_for(threads, ranges, 2.0 * x.batch * (w.nnz + w.rows), [&](int64_t begin, int64_t end) {
+      rows(w, values, range_begin(w, begin, ranges), range_begin(w, end, ranges), x, bias, activation, y);
+    });
   });
 }
 

@@ -63,8 +63,42 @@ class Scratch {
   int64_t bytes_ = 0;
 };
 
-// Rows of a feature-major matrix lie a batch apart, which no hardware prefetcher follows.
-constexpr int64_t kPrefetchFeatures = 8;
+// Rows of a feature-major matrix lie a batch apart, which no hardware prefetcher follows. Fetched to L2, a cache line of a
+// matrix in memory takes 2.7 ns, to L1 3.1, unaided 4 to 6.
+constexpr int64_t kPrefetchFeatures = 16;
+
+// Stores past the caches. Whole cache lines only, half of one at a time at least.
+#if defined(__clang__)
+inline void stream(float* p, vec v) { __builtin_nontemporal_store(v, reinterpret_cast<vec*>(p)); }
+#elif defined(__AVX512F__)
+inline void stream(float* p, vec v) { __builtin_ia32_movntps512(p, v); }
+#elif defined(__AVX2__)
+inline void stream(float* p, vec v) { __builtin_ia32_movntps256(p, v); }
+#else
+inline void stream(float* p, vec v) { store(p, v); }
+#endif
+
+// Makes them visible to other threads before whatever is stored later.
+inline void finish_streams() {
+#if defined(__x86_64__)
+  __builtin_ia32_sfence();
+#endif
+}
+
+// Whether unpack writes features [begin, ..) of these batch columns with stream. Two threads' panels share the rows of a
+// feature-major matrix, and each takes some of the other's lines, by its prefetcher, just before they are written. Where
+// two cores do not share an L3, a line so takes 4 to 27 ns, streamed 1.2 to 2: BSR products gain 20 to 30 %, more if the
+// other core reads y at once. Where they do, they gain 2 to 10 %, and lose 1 to 5 % if y is read at once, 20 % if it has
+// only 64 KB.
+constexpr int64_t kStreamBytes = 256 << 10;
+template <class T>
+inline bool streams(const sk_matrix& m, int64_t begin, Slice s) {
+  if (!std::is_same_v<T, float> || kLanes < 8 || m.batch * m.features * int64_t(sizeof(T)) < kStreamBytes) return false;
+  const bool feature_major = m.stride_batch == 1;
+  if (!feature_major && kLanes < 16) return false;  // lines are written a vector of features at a time
+  return reinterpret_cast<uintptr_t>(m.data) % 64 == 0 &&
+         ((feature_major ? m.stride_feature | s.begin | s.count : m.stride_batch | begin) & 15) == 0;
+}
 
 // This thread's scratch memory for one use. All products share it, so that less of it competes for the caches.
 enum class Use { kWeights, kStarts, kInput, kOutput, kGradient };
@@ -80,11 +114,19 @@ void pack(const sk_matrix& m, int64_t begin, int64_t end, Slice s, float* panel)
   const T* data = static_cast<const T*>(m.data) + s.begin * m.stride_batch + begin * m.stride_feature;
   const int64_t features = end - begin;
   if (m.stride_batch == 1) {
-    for (int64_t f = 0; f < features; f++)
-      for (int c = 0; c < s.width; c += kLanes) {
-        __builtin_prefetch(data + (f + kPrefetchFeatures) * m.stride_feature + c);
-        store(panel + f * s.stride + c, load_first(data + f * m.stride_feature + c, max<int64_t>(0, s.count - c)));
-      }
+    for (int64_t f = 0; f < features; f++, data += m.stride_feature, panel += s.stride) {
+      const T* const ahead = data + kPrefetchFeatures * m.stride_feature;
+      if (s.count == kPanel)  // a loop of constant length
+        for (int c = 0; c < kPanel; c += kLanes) {
+          __builtin_prefetch(ahead + c, 0, 2);
+          store(panel + c, load(data + c));
+        }
+      else
+        for (int c = 0; c < s.width; c += kLanes) {
+          __builtin_prefetch(ahead + c, 0, 2);
+          store(panel + c, load_first(data + c, max<int64_t>(0, s.count - c)));
+        }
+    }
     return;
   }
   for (int64_t f = 0; f < features; f += kLanes) {
@@ -106,10 +148,16 @@ template <class T>
 void unpack(const sk_matrix& m, int64_t begin, int64_t end, Slice s, const float* panel) {
   T* data = static_cast<T*>(m.data) + s.begin * m.stride_batch + begin * m.stride_feature;
   const int64_t features = end - begin;
+  const bool past = streams<T>(m, begin, s);
+  const auto put = [&](T* to, vec v, int64_t n) __attribute__((always_inline)) {
+    if constexpr (std::is_same_v<T, float>)
+      if (past && n >= kLanes) return stream(to, v);
+    store_first(to, v, n);
+  };
   if (m.stride_batch == 1) {
     for (int64_t f = 0; f < features; f++)
       for (int64_t c = 0; c < s.count; c += kLanes)
-        store_first(data + f * m.stride_feature + c, load(panel + f * s.stride + c), s.count - c);
+        put(data + f * m.stride_feature + c, load(panel + f * s.stride + c), s.count - c);
     return;
   }
   for (int64_t f = 0; f < features; f += kLanes) {
@@ -118,8 +166,7 @@ void unpack(const sk_matrix& m, int64_t begin, int64_t end, Slice s, const float
       vec block[kLanes];
       for (int i = 0; i < kLanes; i++) block[i] = i < n ? load(panel + (f + i) * s.stride + c) : vec{};
       transpose(block);
-      for (int i = 0; i < min<int64_t>(kLanes, s.count - c); i++)
-        store_first(data + (c + i) * m.stride_batch + f, block[i], n);
+      for (int i = 0; i < min<int64_t>(kLanes, s.count - c); i++) put(data + (c + i) * m.stride_batch + f, block[i], n);
     }
   }
 }
@@ -128,6 +175,7 @@ void unpack(const sk_matrix& m, int64_t begin, int64_t end, Slice s, const float
 // prefetches for one without effects, and removes its calls.
 template <class T>
 [[gnu::always_inline]] inline void prefetch_unpack(const sk_matrix& m, int64_t begin, int64_t end, Slice s) {
+  if (streams<T>(m, begin, s)) return;
   const T* data = static_cast<const T*>(m.data) + s.begin * m.stride_batch + begin * m.stride_feature;
   constexpr int kLine = 64 / sizeof(T);
   if (m.stride_batch == 1) {
@@ -138,13 +186,30 @@ template <class T>
   }
 }
 
+// sums[r] (+)= the sum of the panel's row r, for `rows` rows.
+inline void sum_rows(int64_t rows, Slice s, const float* panel, bool add, float* sums) {
+  for (int64_t r = 0; r < rows; r += 4) {
+    vec row[4] = {};
+    for (int i = 0; i < min<int64_t>(4, rows - r); i++)
+      for (int c = 0; c < s.width; c += kLanes) row[i] += load(panel + (r + i) * s.stride + c);
+    const vec4 total = sum4(row[0], row[1], row[2], row[3]);
+    for (int i = 0; i < min<int64_t>(4, rows - r); i++) sums[r + i] = (add ? sums[r + i] : 0.0f) + total[i];
+  }
+}
+
 // Calls body(begin, end) on ranges of [0, n), in parallel unless the whole work is below what waking a thread costs
 // (about 5 us, 100 kFLOP).
 template <class F>
 void parallel_for(const sk_threads& threads, int64_t n, double flops, F body) {
   if (n <= 0) return;
-  if (threads.threads <= 1 || n == 1 || flops < 1e5) return body(int64_t(0), n);
-  threads.parallel_for(n, [](int64_t begin, int64_t end, void* f) { (*static_cast<F*>(f))(begin, end); }, &body);
+  const auto run = [&](int64_t begin, int64_t end) {
+    body(begin, end);
+    finish_streams();
+  };
+  if (threads.threads <= 1 || n == 1 || flops < 1e5) return run(int64_t(0), n);
+  threads.parallel_for(
+      n, [](int64_t begin, int64_t end, void* f) { (*static_cast<decltype(run)*>(f))(begin, end); },
+      const_cast<void*>(static_cast<const void*>(&run)));
 }
 
 // How a product is split over threads: `groups` of panels x `ranges` of rows or columns of W, a task each.

@@ -21,10 +21,15 @@ constexpr int kLanes = 8;
 constexpr int kLanes = 4;
 #endif
 
-typedef float vec __attribute__((vector_size(kLanes * 4)));
-typedef uint32_t uvec __attribute__((vector_size(kLanes * 4)));
-typedef uint16_t hvec __attribute__((vector_size(kLanes * 2)));
-typedef float vec4 __attribute__((vector_size(16)));
+// n numbers of type T; shorter ones than the registers serve what has fewer numbers.
+template <class T, int n>
+struct Vector {
+  typedef T type __attribute__((vector_size(n * sizeof(T))));
+};
+typedef Vector<float, kLanes>::type vec;
+typedef Vector<uint32_t, kLanes>::type uvec;
+typedef Vector<uint16_t, kLanes>::type hvec;
+typedef Vector<float, 4>::type vec4;
 
 struct bf16 {
   uint16_t bits;
@@ -46,11 +51,13 @@ inline vec broadcast(float v) {
 // weight and where its operand is.
 inline vec broadcast_low(uint64_t entry) { return (vec)(uint32_t(entry) - uvec{}); }
 
-inline vec load(const float* p) {
-  vec v;
+template <class V>
+inline V load_as(const float* p) {
+  V v;
   memcpy(&v, p, sizeof v);
   return v;
 }
+inline vec load(const float* p) { return load_as<vec>(p); }
 #if defined(__clang__) || __GNUC__ >= 12
 // Each number twice, the lower copy masked off: 2 operations, where the compiler's conversion of whole vectors takes 4.
 template <int... I>
@@ -78,12 +85,18 @@ inline uvec load_unsigned(const uint16_t* p) {
   return __builtin_convertvector(h, uvec);
 }
 
-inline void store(float* p, vec v) { memcpy(p, &v, sizeof v); }
-inline void store(bf16* p, vec v) {
-  const uvec u = (uvec)v;
-  const uvec rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;  // to nearest, ties to even
-  const uvec is_nan = (uvec)(v != v);
-  const hvec h = __builtin_convertvector((is_nan & 0x7fc0) | (~is_nan & rounded), hvec);
+template <class V>
+inline void store(float* p, V v) {
+  memcpy(p, &v, sizeof v);
+}
+template <class V>
+inline void store(bf16* p, V v) {
+  constexpr int n = sizeof(V) / 4;
+  using U = typename Vector<uint32_t, n>::type;
+  const U u = (U)v;
+  const U rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;  // to nearest, ties to even
+  const U is_nan = (U)(v != v);
+  const auto h = __builtin_convertvector((is_nan & 0x7fc0) | (~is_nan & rounded), typename Vector<uint16_t, n>::type);
   memcpy(p, &h, sizeof h);
 }
 
@@ -110,13 +123,13 @@ inline void store_first(T* p, vec v, int64_t n) {
   for (int64_t i = 0; i < n; i++) p[i] = lanes[i];
 }
 
-// shuffle<F>(a, b): lane i of the result is lane F(i) of a, or lane F(i) - kLanes of b.
-template <class F, int... I>
-inline vec shuffle(vec a, vec b, F index, std::integer_sequence<int, I...>) {
+// Lane i of the result is lane index(i) of a, or, past a's n lanes, lane index(i) - n of b.
+template <class V, class F, int... I>
+inline V shuffle(V a, V b, F index, std::integer_sequence<int, I...>) {
 #if defined(__clang__) || __GNUC__ >= 12
   return __builtin_shufflevector(a, b, index(I)...);
 #else
-  return __builtin_shuffle(a, b, uvec{uint32_t(index(I))...});
+  return __builtin_shuffle(a, b, typename Vector<uint32_t, sizeof...(I)>::type{uint32_t(index(I))...});
 #endif
 }
 using Lanes = std::make_integer_sequence<int, kLanes>;
@@ -147,20 +160,23 @@ inline void transpose(vec (&m)[kLanes]) {
   swap_halves<1>(m);
 }
 
-// The sums over all lanes of a, b, c and d. Shuffles within 16 bytes first, so all four share the log-depth tree:
-// 11 operations on AVX-512 against 28 for four separate sums.
-inline vec4 sum4(vec a, vec b, vec c, vec d) {
-  const auto low2 = [](int l) constexpr { return (l & ~3) + (l & 3) / 2 + (l & 1) * kLanes; };
-  const auto high2 = [](int l) constexpr { return (l & ~3) + 2 + (l & 3) / 2 + (l & 1) * kLanes; };
-  const vec ab = shuffle(a, b, low2, Lanes{}) + shuffle(a, b, high2, Lanes{});
-  const vec cd = shuffle(c, d, low2, Lanes{}) + shuffle(c, d, high2, Lanes{});
-  const auto low4 = [](int l) constexpr { return (l & ~3) + (l & 1) + (l & 2) / 2 * kLanes; };
-  const auto high4 = [](int l) constexpr { return (l & ~3) + 2 + (l & 1) + (l & 2) / 2 * kLanes; };
-  const vec abcd = shuffle(ab, cd, low4, Lanes{}) + shuffle(ab, cd, high4, Lanes{});
-  vec4 parts[kLanes / 4];
+// The sums over all lanes of a, b, c and d, vectors of 4, 8 or 16. Shuffles within 16 bytes first, so all four share the
+// log-depth tree: 11 operations for 16 lanes, against 28 for four separate sums.
+template <class V>
+inline vec4 sum4(V a, V b, V c, V d) {
+  constexpr int n = sizeof(V) / 4;
+  using All = std::make_integer_sequence<int, n>;
+  const auto low2 = [](int l) constexpr { return (l & ~3) + (l & 3) / 2 + (l & 1) * n; };
+  const auto high2 = [](int l) constexpr { return (l & ~3) + 2 + (l & 3) / 2 + (l & 1) * n; };
+  const V ab = shuffle(a, b, low2, All{}) + shuffle(a, b, high2, All{});
+  const V cd = shuffle(c, d, low2, All{}) + shuffle(c, d, high2, All{});
+  const auto low4 = [](int l) constexpr { return (l & ~3) + (l & 1) + (l & 2) / 2 * n; };
+  const auto high4 = [](int l) constexpr { return (l & ~3) + 2 + (l & 1) + (l & 2) / 2 * n; };
+  const V abcd = shuffle(ab, cd, low4, All{}) + shuffle(ab, cd, high4, All{});
+  vec4 parts[n / 4];
   memcpy(parts, &abcd, sizeof abcd);
-  if constexpr (kLanes == 16) return (parts[0] + parts[1]) + (parts[2] + parts[3]);
-  if constexpr (kLanes == 8) return parts[0] + parts[1];
+  if constexpr (n == 16) return (parts[0] + parts[1]) + (parts[2] + parts[3]);
+  if constexpr (n == 8) return parts[0] + parts[1];
   return parts[0];
 }
 
