@@ -77,6 +77,15 @@ def test_layer_sizes(sizes, message):
         sk.SparseLinear(*sizes)
 
 
+@pytest.mark.parametrize("size", [70.5, "70", None])
+@formats
+def test_layer_sizes_that_are_no_integers(format, size):
+    with raises(f"in_features must be an integer, got {size!r}", TypeError):
+        sk.SparseLinear(size, 100, format=format)
+    with raises(f"out_features must be an integer, got {size!r}", TypeError):
+        sk.SparseLinear(70, size, format=format)
+
+
 @pytest.mark.parametrize("format", ["coo", "", "CSR", "5:4", "64:3:8", "2:3:4", "bsr7"])
 def test_unknown_format(format):
     message = rf"format must be 'csr', 'bsr<side>' .*, 'N:M' .*, or 'V:2:M' .*, got '{format}'$"
@@ -97,6 +106,7 @@ def test_unknown_format(format):
         (lambda m: sk.BSR.from_mask(m, block=32), r"block must be \(height, width\) .*, got 32"),
         (lambda m: sk.NM.from_mask(m, n=5, m=4), "1 <= n <= m <= 16, got n = 5 and m = 4"),
         (lambda m: sk.NM.from_mask(m, n=2, m=17), "1 <= n <= m <= 16, got n = 2 and m = 17"),
+        (lambda m: sk.NM.from_mask(m, n=True, m=4), r"n and m must be integers .*, got n = True and m = 4"),
         (lambda m: sk.VNM.from_mask(m, v=6, n=2, m=8), "v must be a positive multiple of 4, .*got v = 6,"),
         (lambda m: sk.VNM.from_mask(m, v=64, n=3, m=8), "n must be 2, .*n = 3 and"),
         (lambda m: sk.VNM.from_mask(m, v=64, n=2, m=3), r"m an integer in \[4, 256\], got .*m = 3"),
@@ -119,6 +129,69 @@ def test_nan_scores(format, at):
     dense.weight.data = weight
     with raises(message):
         sk.SparseLinear.from_dense(dense, sparsity=free(format, 0.5), format=format)
+
+
+@pytest.mark.parametrize(
+    ("weight", "kind", "message"),
+    [
+        ([[1.0]], TypeError, r"weight must be a torch\.Tensor, got list"),
+        (np.ones((100, 70)), TypeError, r"weight must be a torch\.Tensor, got ndarray"),
+        (None, TypeError, r"weight must be a torch\.Tensor, got NoneType"),
+        (torch.ones(100, 70, dtype=torch.bool), ValueError, r"float64 or integers, got torch\.bool, "),
+        (torch.ones(100, 70).to_sparse(), ValueError, r"weight must be a dense .*, torch\.sparse_coo$"),
+        (torch.ones(100, 70, dtype=torch.complex64), ValueError, r"float16, .*, got torch\.complex64, "),
+        (torch.ones(100, 70).to(torch.float8_e4m3fn), ValueError, r"float16, .*, got torch\.float8_e4m3fn, "),
+    ],
+    ids=["list", "ndarray", "None", "bool", "sparse", "complex", "float8"],
+)
+@formats
+def test_prune_takes_dense_real_numbers(format, weight, kind, message):
+    with raises(message, kind):
+        sk.prune(weight, free(format, 0.5), format)
+    with raises(message.replace("weight", "scores"), kind):
+        parse_format(format).prune(weight, free(format, 0.5))
+
+
+@pytest.mark.parametrize("sparsity", ["0.5", [0.5], True, torch.tensor(0.5), 0.5j])
+@formats
+def test_a_sparsity_that_is_no_number(format, sparsity):
+    message = r"sparsity must be a number in \[0, 1\), got "
+    for call in (
+        lambda: sk.prune(torch.randn(100, 70), sparsity, format),
+        lambda: sk.SparseLinear(70, 100, sparsity=sparsity, format=format),
+        lambda: sk.SparseLinear.from_dense(nn.Linear(70, 100), sparsity=sparsity, format=format),
+        lambda: sk.sparsify(nn.Linear(70, 100), sparsity=sparsity, format=format),
+    ):
+        with raises(message, TypeError):
+            call()
+    with raises(r"sparsity of '' must be a number in \[0, 1\), got '0\.5'", TypeError):
+        sk.sparsify(nn.Linear(70, 100), distribution={"": "0.5"}, format=format)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "format", "parts"),
+    [
+        ((64, 10), "bsr64", "1 blocks of 64 x 64"),
+        ((64, 10), "bsr4x64", "3 blocks of 4 x 64"),
+        ((3, 1), "csr", "3 weights"),
+    ],
+)
+def test_a_sparsity_that_keeps_nothing(sizes, format, parts):
+    """The default of 0.9, too. An explicit empty mask is no accident."""
+    count = int(parts.split()[0])
+    message = rf"sparsity must be at most {1 - 1 / count:.9g} to keep one of {parts}, got 0\.9: "
+    with raises(message):
+        sk.SparseLinear(*sizes, format=format)
+    with raises(message):
+        sk.SparseLinear.from_dense(nn.Linear(*sizes), sparsity=0.9, format=format)
+    with raises(f"layer 'fc': {message}"):
+        sk.sparsify(nn.ModuleDict({"fc": nn.Linear(*sizes)}), format=format)
+    alive = sk.SparseLinear(*sizes, sparsity=1 - 1 / count, format=format)
+    assert alive.mask.any()
+    empty = torch.zeros(sizes[::-1], dtype=torch.bool)
+    assert not sk.SparseLinear.from_dense(nn.Linear(*sizes), mask=empty, format=format).mask.any()
+    alive.set_pattern(empty)
+    assert alive(torch.randn(2, sizes[0])).shape == (2, sizes[1])
 
 
 @pytest.mark.parametrize("shape", [(100,), (2, 3, 4), ()])
@@ -144,7 +217,7 @@ def test_masks_of_another_kind(format, mask, message):
         parse_format(format).from_mask(mask)
     with raises(message):
         sk.SparseLinear.from_dense(nn.Linear(4, 3), mask=mask, format=format)
-    layer = sk.SparseLinear(4, 3, sparsity=free(format, 0.5), format=format)
+    layer = sk.SparseLinear(4, 3, sparsity=free(format, 0.4), format=format)
     with raises(message):
         layer.set_pattern(mask)
 
@@ -259,6 +332,8 @@ def test_set_pattern_takes_its_own_format(format):
 
 def arguments(format):
     pattern = random_pattern(format, (100, 70), 0.3)
+    while not pattern.nnz:  # one of 100 with few blocks: then there are no values to leave out
+        pattern = random_pattern(format, (100, 70), 0.3)
     return {"x": torch.randn(5, 70), "values": torch.randn(pattern.values_shape), "pattern": pattern}
 
 

@@ -213,6 +213,16 @@ def _blocks(grid, kept):
     return blocks.view(*grid)
 
 
+def test_sums_that_overflow():
+    scores = torch.full((256, 256), 3e38)
+    scores[:, 1::2] = -3e38
+    scores[128:, 128:] = 3e38
+    mask = BSR.prune(scores, 0.5, block=(128, 128))
+    assert mask[:128, :128].all()  # of the others, which all sum to 0, the first
+    assert mask[128:, 128:].all()
+    assert mask.sum() == 2 * 128 * 128
+
+
 def test_ties_go_to_the_lower_block():
     mask = BSR.prune(torch.ones(8, 12), 0.5, block=(4, 4))
     assert mask[:4].all()

@@ -57,11 +57,17 @@ def test_the_default_sparsity(format):
     assert layer.density == pytest.approx(1 - (parse_format(format).fixed_sparsity or 0.9))
 
 
-@pytest.mark.parametrize("sparsity", [0, 0.1, 0.5, 0.9, 0.999, 0.9999999])
+@pytest.mark.parametrize("sparsity", [0, 0.1, 0.4, 0.5, 0.9, 0.99, 0.999])
 @pytest.mark.parametrize("shape", [(1, 1), (7, 13), (100, 128)], ids=str)
 def test_exact_nnz(shape, sparsity):
+    size = shape[0] * shape[1]
+    nnz = round(size * (1 - sparsity))
+    if nnz == 0:
+        with pytest.raises(ValueError, match=f"to keep one of {size} weights, got {sparsity}"):
+            sk.SparseLinear(*shape, sparsity=sparsity)
+        return
     layer = sk.SparseLinear(*shape, sparsity=sparsity)
-    assert layer.values.numel() == round(shape[0] * shape[1] * (1 - sparsity))
+    assert layer.values.numel() == nnz
     assert layer(torch.randn(3, shape[0])).shape == (3, shape[1])
 
 
@@ -261,6 +267,15 @@ def test_set_pattern_with_values(format):
         assert torch.equal(layer.to_dense().weight, before.to_dense().weight)
         layer.values.data.zero_()
         assert values.all(), "the layer shares memory with the given values"
+
+
+@pytest.mark.parametrize("format", [f for f in MASKS if f.startswith("bsr")])
+def test_set_pattern_with_values_past_the_edge(format):
+    layer = sk.SparseLinear(70, 101, sparsity=0.0, format=format)
+    values = torch.ones(layer.values.shape)
+    layer.set_pattern(layer.pattern, values)
+    assert layer.values.sum() == 70 * 101
+    assert values.all(), "the caller's values were changed"
 
 
 # --- in use ---

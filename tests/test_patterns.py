@@ -113,6 +113,15 @@ def test_prune_keeps_the_largest(format, rows, columns, sparsity, data):
         assert mask.view(-1).nonzero().squeeze(1).tolist() == sorted(order)
 
 
+@formats
+def test_the_smallest_integer_has_the_largest_magnitude(format):
+    """-128 is an int8, and 128 is not."""
+    weight = torch.randint(-127, 128, (32, 70), dtype=torch.int8)
+    weight[::4, 3::5] = -128
+    sparsity = free(format, 0.9)
+    assert torch.equal(sk.prune(weight, sparsity, format), sk.prune(weight.double(), sparsity, format))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, torch.int64], ids=str)
 @formats
 def test_prune_takes_any_dtype_and_strides(format, dtype):

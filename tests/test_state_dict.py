@@ -14,9 +14,10 @@ formats = pytest.mark.parametrize("format", MASKS)
 @formats
 def test_names(format):
     layer = make_layer(format)
-    assert list(layer.state_dict()) == ["values", "bias", *layer.pattern.state_names]
-    model = nn.Sequential(nn.ReLU(), layer)
-    assert list(model.state_dict()) == ["1.values", "1.bias", *(f"1.{n}" for n in layer.pattern.state_names)]
+    names = ["values", "bias", "shape", *layer.pattern.state_names]
+    assert list(layer.state_dict()) == names
+    assert list(nn.Sequential(nn.ReLU(), layer).state_dict()) == [f"1.{name}" for name in names]
+    assert layer.state_dict()["shape"].tolist() == [100, 70]
     assert not any(tensor.requires_grad for tensor in layer.state_dict().values())
 
 
@@ -134,6 +135,13 @@ def test_into_a_layer_on_meta(format):
 
 
 @formats
+def test_the_shape_of_a_layer_on_meta(format):
+    """Shapes are known there too."""
+    with torch.device("meta"):
+        assert make_layer(format).state_dict()["shape"].tolist() == [100, 70]
+
+
+@formats
 def test_keep_vars(format):
     layer = make_layer(format)
     assert layer.state_dict(keep_vars=True)["values"] is layer.values
@@ -166,7 +174,7 @@ def test_strict_false_with_part_of_a_pattern(format, nnz):
     """Values belong to the pattern that they were saved with, and to no other one."""
     source, target = make_layer(format), make_layer(format, 0.7 if nnz == "equal" else 0.9)
     before = copy.deepcopy(target)
-    for name in source.pattern.state_names:
+    for name in ("shape", *source.pattern.state_names):
         state = detached(source.state_dict())
         del state[name]
         try:

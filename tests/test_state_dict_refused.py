@@ -8,6 +8,7 @@ import sparsekern as sk
 import torch
 from cases import MASKS, free
 from layers import assert_equal_layers, detached, make_layer
+from sparsekern.formats import parse_format
 from torch import nn
 
 formats = pytest.mark.parametrize("format", MASKS)
@@ -277,6 +278,27 @@ CORRUPTIONS = {
         lambda s: s.update(values=s["values"] > 0),
         r"values must be floating-point numbers, got torch.bool",
     ),
+    "shape of another W": (
+        corrupted("shape", put(0, 99)),
+        r"shape must be \[100, 70\], got \[99, 70\]",
+    ),
+    "shape transposed": (
+        corrupted("shape", lambda t: t.flip(0)),
+        r"shape must be \[100, 70\], got \[70, 100\]",
+    ),
+    "shape int32": (
+        corrupted("shape", torch.Tensor.int),
+        r"shape must be int64 \[2\], got torch.int32 \[2\]",
+    ),
+    "shape of more sizes": (
+        corrupted("shape", lambda t: t.repeat(2)),
+        r"shape must be int64 \[2\], got torch.int64 \[4\]",
+    ),
+    "shape a tuple": (
+        lambda s: s.update(shape=(100, 70)),
+        r"shape must be a dense torch.Tensor, got tuple",
+    ),
+    "shape missing": (removed("shape"), r'Missing key.*"shape"'),
 }
 INDEX_CORRUPTIONS = {
     "csr": CSR_CORRUPTIONS,
@@ -335,6 +357,48 @@ def test_another_shape_is_refused(format, shape):
     with pytest.raises(RuntimeError, match="must"):
         layer.load_state_dict(other.state_dict())
     assert_equal_layers(layer, before)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("number", [1.0, float("nan")])
+@pytest.mark.parametrize("format", [f for f in MASKS if f.startswith("bsr")])
+def test_values_past_the_edge_are_refused(format, number, assign):
+    """Where W [97, 66] ends, so that blocks of every size reach past it."""
+    layer = sk.SparseLinear(66, 97, sparsity=0.0, format=format)
+    before, state = layer.values.detach().clone(), detached(layer.state_dict())
+    padding = layer.pattern.flat_index() == 66 * 97
+    padded = int(padding.sum())
+    state["values"][padding] = number
+    message = rf"values must be 0 past the edge of W \[97, 66\], got others in {padded} places"
+    with pytest.raises(RuntimeError, match=message):
+        layer.load_state_dict(state, assign=assign)
+    assert torch.equal(layer.values, before)
+    state["values"][padding] = -0.0
+    layer.load_state_dict(state, assign=assign)
+
+
+@pytest.mark.parametrize(
+    ("format", "source", "target"),
+    [
+        ("bsr4", (67, 98), (66, 97)),
+        ("csr", (64, 30), (100, 30)),
+        ("2:4", (62, 30), (64, 30)),
+        ("64:2:8", (62, 64), (63, 64)),
+    ],
+)
+def test_a_shape_that_the_index_fits_is_refused(format, source, target):
+    """As nn.Linear refuses it: only the shape tells."""
+    layer = sk.SparseLinear(*target, False, sparsity=free(format, 0.5), format=format)
+    other = sk.SparseLinear(*source, False, sparsity=free(format, 0.5), format=format)
+    state = other.state_dict()
+    index = {name: state[name] for name in other.pattern.state_names}
+    parse_format(format).from_state(target[::-1], index)
+    before = layer.to_dense().weight
+    message = rf"shape must be \[{target[1]}, {target[0]}\], got \[{source[1]}, {source[0]}\]"
+    for strict in (True, False):
+        with pytest.raises(RuntimeError, match=message):
+            layer.load_state_dict(state, strict=strict)
+    assert torch.equal(layer.to_dense().weight, before)
 
 
 @formats

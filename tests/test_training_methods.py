@@ -248,7 +248,7 @@ def test_a_model_without_sparse_layers_is_refused():
 @pytest.mark.parametrize("kind", [SET, RigL])
 @pytest.mark.parametrize("format", [f for f in MASKS if f != "csr"])
 def test_methods_that_move_single_weights_take_csr(format, kind):
-    model = nn.Sequential(sk.SparseLinear(37, 53, format=format))
+    model = nn.Sequential(sk.SparseLinear(37, 53, sparsity=free(format, 0.5), format=format))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(
         ValueError, match=f"{kind.__name__} takes layers of format 'csr', got '{format}' in '0'"

@@ -3,8 +3,9 @@
 import itertools
 
 import pytest
+import sparsekern as sk
 import torch
-from sparsekern.formats import NM, transposable
+from sparsekern.formats import NM, parse_format, transposable
 
 
 def check_transposable(mask, n, m):
@@ -66,7 +67,7 @@ def test_transposable_is_optimal(n, m):
 def test_the_flow_finds_the_best_of_the_90(monkeypatch):
     scores = torch.rand(40, 40)
     expected = NM.prune_transposable(scores, n=2, m=4)
-    monkeypatch.setattr(transposable, "_best_of_all", lambda tiles: transposable._best(tiles, 2))
+    monkeypatch.setattr(transposable, "_best_of_all", transposable._best)
     assert torch.equal(NM.prune_transposable(scores, n=2, m=4), expected)
 
 
@@ -105,3 +106,45 @@ def test_transposable_scores_are_finite(bad):
     scores[2, 3] = bad
     with pytest.raises(ValueError, match=r"scores must (not hold NaN|be finite), got .* at flat index 19"):
         NM.prune_transposable(scores, n=2, m=4)
+
+
+@pytest.mark.parametrize("spec", ["1:2", "2:4", "4:8", "8:16"])
+def test_public_names_make_transposable_masks(spec):
+    linear = torch.nn.Linear(48, 32)
+    format = parse_format(spec)
+    mask = sk.prune(linear.weight, format=spec, transposable=True)
+    assert torch.equal(mask, NM.prune_transposable(linear.weight.detach().abs(), **format.options))
+    assert torch.equal(format.from_mask(mask).to_mask(), mask)
+    assert torch.equal(format.from_mask(mask.t()).to_mask(), mask.t())
+    assert not torch.equal(mask, sk.prune(linear.weight, format=spec))
+    layer = sk.SparseLinear.from_dense(linear, format=spec, transposable=True)
+    assert torch.equal(layer.mask, mask)
+    model = sk.sparsify(torch.nn.Sequential(linear), format=spec, transposable=True)
+    assert torch.equal(model[0].mask, mask)
+
+
+@pytest.mark.parametrize("spec", ["csr", "bsr4", "64:2:8"])
+def test_other_formats_have_no_transposable_masks(spec):
+    sparsity = 0.5 if parse_format(spec).fixed_sparsity is None else None
+    message = f"format must be 'N:M' where transposable, got '{spec}'"
+    with pytest.raises(ValueError, match=message):
+        sk.prune(torch.randn(64, 64), sparsity, spec, transposable=True)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64))
+    with pytest.raises(ValueError, match=f"layer '0': {message}"):
+        sk.sparsify(model, sparsity=sparsity, format=spec, transposable=True)
+
+
+def test_impossible_transposable_requests():
+    linear = torch.nn.Linear(6, 8)
+    sizes = r"multiples of m = 4 for a transposable mask, got shape \[8, 6\]"
+    with pytest.raises(ValueError, match=sizes):
+        sk.prune(linear.weight, format="2:4", transposable=True)
+    model = torch.nn.Sequential(linear)
+    with pytest.raises(ValueError, match=f"layer '0': .*{sizes}"):
+        sk.sparsify(model, format="2:4", transposable=True)
+    assert model[0] is linear
+    with pytest.raises(ValueError, match=r"sparsity must be 0.5 or None, .* '2:4' .*, got 0.9"):
+        sk.prune(torch.randn(8, 8), 0.9, "2:4", transposable=True)
+    mask = sk.prune(linear.weight, format="2:4")
+    with pytest.raises(ValueError, match="transposable must be False where mask is given"):
+        sk.SparseLinear.from_dense(linear, mask=mask, format="2:4", transposable=True)

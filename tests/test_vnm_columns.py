@@ -96,3 +96,24 @@ def test_pruning_in_chunks(monkeypatch, m):
     expected = VNM.prune(scores, None, v=8, n=2, m=m)
     monkeypatch.setattr("sparsekern.formats.vnm_columns.CHUNK", 50)
     assert torch.equal(VNM.prune(scores, None, v=8, n=2, m=m), expected)
+
+
+@pytest.mark.parametrize("m", [64, 255, 256])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64])
+def test_each_row_keeps_the_best_2_of_the_4(m, dtype):
+    """Ties go to the lower column; a last group of 3 columns takes them all."""
+    scores = torch.randint(0, 9, (70, 2 * m + 3)).to(dtype)
+    mask = VNM.prune(scores, None, v=64, n=2, m=m)
+    selected = best_columns(scores.double(), 64, m).repeat_interleave(64, 0)[:70, : scores.shape[1]]
+    ranked = torch.where(selected, scores.double(), -torch.inf)
+    for first in range(0, scores.shape[1], m):
+        group = ranked[:, first : first + m]
+        two = group.sort(dim=1, descending=True, stable=True).indices[:, :2]
+        expected = torch.zeros_like(group, dtype=torch.bool).scatter_(1, two, True)
+        assert torch.equal(mask[:, first : first + m], expected)
+
+
+def test_tiles_higher_than_the_weight():
+    scores = torch.randn(5, 40)
+    mask = VNM.prune(scores, None, v=8, n=2, m=16)
+    assert torch.equal(VNM.prune(scores, None, v=2**31 - 4, n=2, m=16), mask)

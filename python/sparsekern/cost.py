@@ -107,9 +107,16 @@ class Prediction:
 
 
 def predict(
-    pattern: Pattern, batch: int, dtype: torch.dtype, need_x: bool = True, need_values: bool = True
+    pattern: Pattern,
+    batch: int,
+    dtype: torch.dtype,
+    need_x: bool = True,
+    need_values: bool = True,
+    plan: Plan | None = None,
 ) -> Prediction:
     """The fastest plan for a call, with its backward pass where gradients of x or the values are needed.
+
+    Or, if ``plan`` is given, the time of that one.
 
     A plan with a dense forward product or gradient of x scatters the values first, but for inference, where
     the copy is kept.
@@ -140,13 +147,13 @@ def predict(
             gradients = grad_x + weight_alone if plan.grad_x else both
         return forward + gradients + (scatter if plan.forward or (plan.grad_x and need_x) else 0.0)
 
-    times = {plan: seconds_of(plan) for plan in _plans(need_x, need_values)}
-    native_time = times.pop(NATIVE)
-    plan = min(times, key=times.__getitem__)
-    seconds = times[plan]
-    if native_time <= MARGIN * seconds:
-        plan, seconds = NATIVE, native_time
-    return Prediction(plan, seconds, dense("linear") + grad_x + grad_values)
+    if plan is None:
+        times = {plan: seconds_of(plan) for plan in _plans(need_x, need_values)}
+        native_time = times.pop(NATIVE)
+        plan = min(times, key=times.__getitem__)
+        if native_time <= MARGIN * times[plan]:
+            plan = NATIVE
+    return Prediction(plan, seconds_of(plan), dense("linear") + grad_x + grad_values)
 
 
 def _plans(need_x: bool, need_values: bool) -> list[Plan]:
@@ -232,7 +239,7 @@ def read(path: Path) -> Profile:
         for name in wanted:
             numbers = coefficients[name]
             good = isinstance(numbers, list) and len(numbers) == TERMS
-                # Times are compared and multiplied: neither 0 nor enormous.
+            # Times are compared and multiplied: neither 0 nor enormous.
             good = good and all(isinstance(c, int | float) and 0.0 <= c <= 1e3 for c in numbers)
             if not good or not any(numbers):
                 rule = f"{TERMS} numbers from 0 to 1000, not all 0"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from .formats.checks import check_sparsity
+
 DISTRIBUTIONS = ("uniform", "er", "erk")
 
 
@@ -44,7 +46,7 @@ def allocate(
         raise ValueError(
             f"distribution must be one of {DISTRIBUTIONS} or a dict of layer names, got {distribution!r}"
         )
-    _check_sparsity("sparsity", sparsity)
+    check_sparsity("sparsity", sparsity)
     for name, shape in shapes.items():
         if len(shape) < 2 or min(shape) < 1:
             raise ValueError(
@@ -78,10 +80,5 @@ def _from_names(distribution: Mapping[str, float], shapes: Mapping[str, Sequence
     if unknown:
         raise ValueError(f"distribution must name layers among {sorted(shapes)}, got {unknown}")
     for name, sparsity in distribution.items():
-        _check_sparsity(f"sparsity of {name!r}", sparsity)
+        check_sparsity(f"sparsity of {name!r}", sparsity)
     return {name: float(distribution.get(name, 0.0)) for name in shapes}
-
-
-def _check_sparsity(what: str, sparsity: float) -> None:
-    if not 0.0 <= sparsity < 1.0:
-        raise ValueError(f"{what} must be in [0, 1), got {sparsity}")

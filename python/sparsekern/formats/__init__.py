@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .bsr import BSR, SIDES, check_block
+from .checks import as_scores
 from .csr import CSR
 from .nm import NM, check_nm
 from .pattern import Pattern
@@ -39,18 +40,40 @@ class Format:
         """The pattern of primary index tensors, checked completely. Raises ``ValueError`` on bad contents."""
         return self.kind.from_state(shape, state, **self.options)
 
-    def prune(self, scores: Tensor, sparsity: float | None = None) -> Tensor:
+    def prune(self, scores: Tensor, sparsity: float | None = None, transposable: bool = False) -> Tensor:
         """The bool mask of this format with the largest sum of ``scores [out, in]`` at ``sparsity``.
 
-        None where the format fixes it.
+        None where the format fixes it. If ``transposable``, the best of those whose transpose fits too.
         """
-        return self.kind.prune(scores, sparsity, **self.options)
+        if not transposable:
+            return self.kind.prune(scores, sparsity, **self.options)
+        if not issubclass(self.kind, NM):
+            raise ValueError(f"format must be 'N:M' where transposable, got {self.spec!r}")
+        return self.kind.prune_transposable(scores, sparsity=sparsity, **self.options)
 
-    def random_mask(
+    def pruned(self, weight: Tensor, sparsity: float | None = None, transposable: bool = False) -> Pattern:
+        """The pattern of the best mask by magnitude. Raises ``ValueError`` where it keeps nothing."""
+        mask = self.prune(as_scores("weight", weight).abs(), sparsity, transposable)
+        return self._check_alive(self.from_mask(mask), sparsity)
+
+    def random(
         self, shape: tuple[int, int], sparsity: float | None, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """A random bool mask of this format, on the CPU, that keeps as much as :meth:`prune` does."""
-        return self.prune(self.kind.random_scores(shape, generator, **self.options), sparsity)
+    ) -> Pattern:
+        """A random pattern, on the CPU, that keeps as much as :meth:`prune` does. O(nnz) memory.
+
+        Raises ``ValueError`` where it keeps nothing.
+        """
+        return self._check_alive(self.kind.random(shape, sparsity, generator, **self.options), sparsity)
+
+    def _check_alive(self, pattern: Pattern, sparsity: float | None) -> Pattern:
+        """Nobody who asks for a sparsity below 1 wants a layer that computes nothing."""
+        count, parts = self.kind.parts(pattern.shape, **self.options)
+        if count and not pattern.nnz:
+            raise ValueError(
+                f"sparsity must be at most {1.0 - 1.0 / count:.9g} to keep one of {count} {parts}, "
+                f"got {sparsity}: leave so small a layer dense (exclude=...), or take a finer format"
+            )
+        return pattern
 
     @property
     def fixed_sparsity(self) -> float | None:
@@ -60,8 +83,7 @@ class Format:
     @property
     def spec(self) -> str:
         """The spec string in its shortest form: ``"bsr32"`` for ``"bsr32x32"``."""
-        # Patterns know how to write it: ask an empty one.
-        return self.from_mask(torch.zeros((0, 0), dtype=torch.bool, device="cpu")).spec
+        return self.kind.spec_of(**self.options)
 
 
 def _block(height: int, width: int | None = None) -> dict[str, Any]:
@@ -116,13 +138,16 @@ def parse_format(spec: str) -> Format:
     )
 
 
-def prune(weight: Tensor, sparsity: float | None = None, format: str = "csr") -> Tensor:
+def prune(
+    weight: Tensor, sparsity: float | None = None, format: str = "csr", *, transposable: bool = False
+) -> Tensor:
     """The best mask of a format by magnitude: the one that keeps the largest ``Σ |weight|``.
 
     Ties go to the lower index.
 
     Args:
-        weight: ``[out, in]``: a weight, or any scores whose magnitude says what is worth keeping.
+        weight: ``[out, in]`` of a float dtype of 16 bits or more, or integers: a weight, or any scores whose
+            magnitude says what is worth keeping.
         sparsity: fraction of zeros, in [0, 1). N:M and V:N:M fix it, at ``1 − N/M``, and take None.
         format: the spec string of the sparsity format, see :func:`parse_format`.
 
@@ -132,15 +157,20 @@ def prune(weight: Tensor, sparsity: float | None = None, format: str = "csr") ->
             * ``"64:2:8"``: the 4 columns of each V × M tile that keep most, and the 2 largest of each row in
               them; for ``M > 8`` not always the best, see :meth:`VNM.prune`.
 
+        transposable: the best N:M mask whose transpose is N:M too, see :meth:`NM.prune_transposable`; M must
+            divide both sizes. For N:M only.
+
     Returns:
         Bool ``[out, in]``, True where a weight stays.
 
     Raises:
+        TypeError: a weight that is no tensor, a sparsity that is no number.
         ValueError: an unknown format, a sparsity outside [0, 1) or not the format's, a weight that is not a
-            matrix or holds NaN, or infinities where sums are compared (blocks and V:N:M).
+            dense real matrix or holds NaN, or infinities where sums are compared (blocks, V:N:M and
+            transposable masks); a transposable mask of another format than N:M, or of sizes that M does not
+            divide.
 
     >>> mask = prune(torch.randn(64, 32), 0.9)
+    >>> mask = prune(torch.randn(64, 32), format="2:4", transposable=True)
     """
-    if weight.dim() != 2:
-        raise ValueError(f"weight must be a matrix [out, in], got shape {list(weight.shape)}")
-    return parse_format(format).prune(weight.detach().abs(), sparsity)
+    return parse_format(format).prune(as_scores("weight", weight).abs(), sparsity, transposable)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checks import check_compressed, check_scores, check_shape
-from .csr import counts_to_ptr, row_index
-from .pattern import Pattern, check_mask, top_count, top_mask
+from .checks import check_compressed, check_scores, check_shape, kept_count
+from .csr import compress, counts_to_ptr, row_index
+from .pattern import Pattern, check_mask, top_mask
+from .sampling import sample
 
 SIDES = (4, 8, 16, 32, 64, 128)
 
@@ -117,33 +118,45 @@ class BSR(Pattern):
         scores = check_scores(scores, finite=True)
         shape = (scores.shape[0], scores.shape[1])
         rows, columns = block_grid(shape, (height, width))
-        count = top_count(rows * columns, sparsity)
+        count = kept_count(rows * columns, sparsity)
         grid = F.pad(scores, (0, columns * width - shape[1], 0, rows * height - shape[0]))
-        kept = top_mask(grid.reshape(rows, height, columns, width).sum((1, 3)), count)
+        blocks = grid.reshape(rows, height, columns, width)
+        sums = blocks.sum((1, 3))
+        if not bool(sums.isfinite().all()):  # they overflowed
+            sums = blocks.sum((1, 3), dtype=torch.float64)
+        kept = top_mask(sums, count)
         mask = kept[:, None, :, None].expand(rows, height, columns, width)
         return mask.reshape(rows * height, columns * width)[: shape[0], : shape[1]].contiguous()
 
     @classmethod
-    def random_scores(
-        cls, shape: tuple[int, int], generator: torch.Generator | None, block: tuple[int, int]
-    ) -> Tensor:
-        """Scores whose sums over the blocks are uniform in [0, 1), over those that the edge cuts as well."""
-        height, width = check_block(block)
-        heights, widths = _inside(shape, (height, width), torch.device("cpu"))
-        sums = torch.rand(len(heights), len(widths), generator=generator, dtype=torch.float32, device="cpu")
-        scores = sums / (heights[:, None] * widths)
-        return scores.repeat_interleave(heights, 0).repeat_interleave(widths, 1)
+    def random(
+        cls,
+        shape: tuple[int, int],
+        sparsity: float | None,
+        generator: torch.Generator | None,
+        block: tuple[int, int],
+    ) -> BSR:
+        """``round(blocks · (1 − sparsity))`` random blocks; those that the edge cuts are as likely."""
+        rows, columns = block_grid(check_shape(shape), check_block(block))
+        count = kept_count(rows * columns, sparsity)
+        return cls(shape, *compress(sample(rows * columns, count, generator), rows, columns), block)
+
+    @classmethod
+    def parts(cls, shape: tuple[int, int], block: tuple[int, int]) -> tuple[int, str]:
+        """The number of blocks, and their size."""
+        rows, columns = block_grid(shape, block)
+        return rows * columns, f"blocks of {block[0]} x {block[1]}"
+
+    @classmethod
+    def spec_of(cls, block: tuple[int, int]) -> str:
+        """``"bsr32"``, or ``"bsr64x32"`` where a block's height and width differ."""
+        height, width = block
+        return f"bsr{height}" if height == width else f"bsr{height}x{width}"
 
     @property
     def options(self) -> dict[str, Any]:
         """``{"block": (bh, bw)}``."""
         return {"block": self.block}
-
-    @property
-    def spec(self) -> str:
-        """``"bsr32"``, or ``"bsr64x32"`` where a block's height and width differ."""
-        height, width = self.block
-        return f"bsr{height}" if height == width else f"bsr{height}x{width}"
 
     @property
     def values_shape(self) -> tuple[int, ...]:

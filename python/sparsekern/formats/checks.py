@@ -1,16 +1,22 @@
-"""What all formats check of index tensors and scores, with one wording."""
+"""What all formats check of index tensors, scores and sparsities, with one wording."""
 
 from __future__ import annotations
+
+from numbers import Real
+from operator import index as as_int
 
 import torch
 from torch import Tensor
 
 INT32_MAX = 2**31 - 1
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
 
 def check_shape(shape: tuple[int, int]) -> tuple[int, int]:
     """``(out_features, in_features)`` as two ints that fit 32 bits."""
-    out_features, in_features = int(shape[0]), int(shape[1])
+    out_features, in_features = as_int(shape[0]), as_int(shape[1])
     if min(out_features, in_features) < 0 or max(out_features, in_features) > INT32_MAX:
         raise ValueError(f"shape must be two sizes in [0, {INT32_MAX}], got {(out_features, in_features)}")
     return out_features, in_features
@@ -71,39 +77,70 @@ def check_compressed(
         raise ValueError(f"{idx_name} must ascend strictly within each row, but entry {entry} does not")
 
 
-def check_scores(scores: Tensor, finite: bool = False) -> Tensor:
-    """``scores [out, in]`` in the dtype that pruning computes in: float32, or float64 if that or an integer.
+def check_nnz(nnz: int, shape: tuple[int, int]) -> None:
+    """Raise where a pattern of this ``shape`` has more values than 32 bits can count."""
+    if nnz > INT32_MAX:
+        raise ValueError(f"a pattern must have at most {INT32_MAX} nonzeros, got {nnz} for shape {shape}")
 
-    Args:
-        scores: what a mask is chosen by.
-        finite: refuse infinities too, as sums of scores must.
+
+def as_scores(name: str, tensor: Tensor) -> Tensor:
+    """A matrix ``[out, in]`` in the dtype that pruning computes in.
+
+    float32, or float64 if that or an integer: there every integer has a magnitude, the smallest int8 as well.
 
     Raises:
-        ValueError: no matrix; NaN in it, or infinities where they must not be.
+        TypeError: no tensor.
+        ValueError: not dense, not of a float or integer dtype, no matrix.
     """
-    if scores.dim() != 2:
-        raise ValueError(f"scores must be a matrix [out, in], got shape {list(scores.shape)}")
-    scores = scores.detach()
-    if not scores.is_floating_point():
-        scores = scores.double()
-    elif scores.dtype != torch.float64:
-        scores = scores.float()
-    if scores.numel():
-        extremes = torch.stack(torch.aminmax(scores))  # both NaN if there is one; a fifth of isfinite's time
-        if bool(extremes.isnan().any()):
-            at = int(scores.isnan().reshape(-1).nonzero()[0])
-            raise ValueError(f"scores must not hold NaN, got one at flat index {at}")
-        if finite and bool(extremes.isinf().any()):
-            at = int(scores.isinf().reshape(-1).nonzero()[0])
-            raise ValueError(f"scores must be finite, got {float(scores.reshape(-1)[at])} at flat index {at}")
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.layout != torch.strided or tensor.dtype not in (*_FLOATS, *_INTEGERS):
+        kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in _FLOATS)
+        raise ValueError(
+            f"{name} must be a dense matrix of {kinds} or integers, got {tensor.dtype}, {tensor.layout}"
+        )
+    if tensor.dim() != 2:
+        raise ValueError(f"{name} must be a matrix [out, in], got shape {list(tensor.shape)}")
+    short = tensor.dtype in _FLOATS and tensor.dtype != torch.float64
+    return tensor.detach().to(torch.float32 if short else torch.float64)
+
+
+def check_scores(scores: Tensor, finite: bool = False) -> Tensor:
+    """:func:`as_scores`, without NaN, and without infinities too where they must be ``finite``."""
+    scores = as_scores("scores", scores)
+    check_numbers(scores, finite)
     return scores
+
+
+def check_numbers(scores: Tensor, finite: bool = False) -> None:
+    """Raise where ``scores`` hold NaN, or infinities though sums of them must be ``finite``."""
+    if not scores.numel():
+        return
+    extremes = torch.stack(torch.aminmax(scores))  # both NaN if there is one; a fifth of isfinite's time
+    if bool(extremes.isnan().any()):
+        at = int(scores.isnan().reshape(-1).nonzero()[0])
+        raise ValueError(f"scores must not hold NaN, got one at flat index {at}")
+    if finite and bool(extremes.isinf().any()):
+        at = int(scores.isinf().reshape(-1).nonzero()[0])
+        raise ValueError(f"scores must be finite, got {float(scores.reshape(-1)[at])} at flat index {at}")
+
+
+def check_sparsity(name: str, sparsity: float | None) -> float:
+    """``sparsity``, or an error where it is no number in [0, 1)."""
+    number = isinstance(sparsity, Real) and not isinstance(sparsity, bool)
+    if sparsity is None or (number and not 0.0 <= sparsity < 1.0):
+        raise ValueError(f"{name} must be in [0, 1), got {sparsity}")
+    if not number:
+        raise TypeError(f"{name} must be a number in [0, 1), got {sparsity!r}")
+    return float(sparsity)
+
+
+def kept_count(size: int, sparsity: float | None) -> int:
+    """``round(size · (1 − sparsity))``: how many of ``size`` weights or blocks stay."""
+    return round(size * (1.0 - check_sparsity("sparsity", sparsity)))
 
 
 def check_fixed_sparsity(sparsity: float | None, fixed: float, spec: str) -> None:
     """Raise unless ``sparsity`` is None or what the format ``spec`` fixes."""
-    if sparsity is None:
-        return
-    if not 0.0 <= sparsity < 1.0:
-        raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
-    if abs(sparsity - fixed) > 1e-6:
+    if sparsity is not None and abs(check_sparsity("sparsity", sparsity) - fixed) > 1e-6:
         raise ValueError(f"sparsity must be {fixed:.6g} or None, as format {spec!r} fixes it, got {sparsity}")

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .._library import define, has_kernel
-from .checks import INT32_MAX, check_compressed, check_shape
-from .pattern import Pattern, check_mask, map_tensors, top_count, top_mask
+from .checks import INT32_MAX, check_compressed, check_nnz, check_scores, check_shape, kept_count
+from .pattern import Pattern, check_mask, map_tensors, top_mask
+from .sampling import sample
 
 
 @dataclass(frozen=True)
@@ -98,26 +99,21 @@ class CSR(Pattern):
         self.col_idx = col_idx
         self.tiles = Tiles.build(self.shape, row_ptr, col_idx)
 
-    @property
-    def spec(self) -> str:
-        """``"csr"``."""
-        return self.format
-
     @classmethod
     def from_mask(cls, mask: Tensor) -> CSR:
         """The pattern of a bool mask ``[out, in]``."""
         check_mask(mask)
-        if mask.numel() > INT32_MAX and int(mask.sum()) > INT32_MAX:
-            raise ValueError(f"mask must have at most {INT32_MAX} nonzeros, got {int(mask.sum())}")
+        shape = (mask.shape[0], mask.shape[1])
+        if mask.numel() > INT32_MAX:
+            check_nnz(int(mask.sum()), shape)
         col_idx = mask.nonzero()[:, 1].to(torch.int32)
-        return cls((mask.shape[0], mask.shape[1]), counts_to_ptr(mask.sum(1)), col_idx)
+        return cls(shape, counts_to_ptr(mask.sum(1)), col_idx)
 
     @classmethod
     def from_flat_index(cls, shape: tuple[int, int], flat_index: Tensor) -> CSR:
         """The pattern of ascending int64 positions in the flattened ``[out·in]`` weight. O(nnz) memory."""
-        starts = torch.arange(shape[0] + 1, device=flat_index.device) * shape[1]
-        row_ptr = torch.searchsorted(flat_index, starts).to(torch.int32)
-        return cls(shape, row_ptr, torch.remainder(flat_index, max(shape[1], 1)).to(torch.int32))
+        check_nnz(flat_index.numel(), shape)
+        return cls(shape, *compress(flat_index, *shape))
 
     @classmethod
     def from_state(cls, shape: tuple[int, int], state: dict[str, Tensor]) -> CSR:
@@ -126,8 +122,27 @@ class CSR(Pattern):
 
     @classmethod
     def prune(cls, scores: Tensor, sparsity: float | None) -> Tensor:
-        """Bool mask of the ``round(numel · (1 − sparsity))`` largest ``scores``, ties to the lower index."""
-        return top_mask(scores, top_count(scores.numel(), sparsity))
+        """Bool mask of the ``round(numel · (1 − sparsity))`` largest ``scores``, ties to the lower index.
+
+        Raises:
+            ValueError: scores that are no matrix or hold NaN; a sparsity outside [0, 1).
+        """
+        scores = check_scores(scores)
+        return top_mask(scores, kept_count(scores.numel(), sparsity))
+
+    @classmethod
+    def random(cls, shape: tuple[int, int], sparsity: float | None, generator: torch.Generator | None) -> CSR:
+        """``round(out · in · (1 − sparsity))`` random positions, all sets of so many as likely."""
+        out_features, in_features = check_shape(shape)
+        size = out_features * in_features
+        count = kept_count(size, sparsity)
+        check_nnz(count, shape)
+        return cls.from_flat_index(shape, sample(size, count, generator))
+
+    @classmethod
+    def spec_of(cls) -> str:
+        """``"csr"``."""
+        return cls.format
 
     @property
     def values_shape(self) -> tuple[int, ...]:
@@ -152,6 +167,13 @@ def row_index(row_ptr: Tensor, nnz: int) -> Tensor:
     """int64 ``[nnz]``: the row of each entry."""
     rows = torch.arange(row_ptr.numel() - 1, device=row_ptr.device)
     return torch.repeat_interleave(rows, row_ptr.diff(), output_size=nnz)
+
+
+def compress(flat_index: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """``(ptr, idx)``, int32, of ascending int64 positions ``row · columns + column``."""
+    starts = torch.arange(rows + 1, device=flat_index.device) * columns
+    ptr = torch.searchsorted(flat_index, starts).to(torch.int32)
+    return ptr, torch.remainder(flat_index, max(columns, 1)).to(torch.int32)
 
 
 def counts_to_ptr(counts: Tensor) -> Tensor:

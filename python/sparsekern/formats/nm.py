@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import check_fixed_sparsity, check_scores, check_shape, check_tensor
+from .checks import check_fixed_sparsity, check_nnz, check_scores, check_shape, check_tensor
 from .groups import (
     GroupPattern,
     check_group_counts,
-    check_nnz,
     check_positions,
     row_values,
     top_of_groups,
 )
 from .pattern import check_mask
+from .sampling import sample_groups
 from .transposable import transposable_mask
 
 
@@ -44,9 +44,9 @@ class NM(GroupPattern):
     def __init__(self, shape: tuple[int, int], index: Tensor, n: int, m: int) -> None:
         self.shape = check_shape(shape)
         self.n, self.m = check_nm(n, m)
-        check_nnz(self.shape, n, m)
         out_features, in_features = self.shape
         row_nnz = row_values(in_features, n, m)
+        check_nnz(out_features * row_nnz, self.shape)
         check_tensor("index", index, torch.uint8, (out_features, row_nnz))
         if index.device.type != "meta":
             check_positions("index", index, n, m, in_features % m, in_features // m, "row")
@@ -64,7 +64,7 @@ class NM(GroupPattern):
         """
         check_mask(mask)
         shape, (n, m) = check_shape((mask.shape[0], mask.shape[1])), check_nm(n, m)
-        check_nnz(shape, n, m)
+        check_nnz(shape[0] * row_values(shape[1], n, m), shape)
         check_group_counts(mask, n, m)
         positions = mask.nonzero()[:, 1].remainder_(m).to(torch.uint8)
         return cls(shape, positions.view(shape[0], row_values(shape[1], n, m)), n, m)
@@ -83,11 +83,11 @@ class NM(GroupPattern):
         """
         fixed = cls.fixed_sparsity(n, m)
         scores = check_scores(scores)
-        check_fixed_sparsity(sparsity, fixed, f"{n}:{m}")
+        check_fixed_sparsity(sparsity, fixed, cls.spec_of(n, m))
         return top_of_groups(scores, n, m)
 
     @classmethod
-    def prune_transposable(cls, scores: Tensor, n: int, m: int) -> Tensor:
+    def prune_transposable(cls, scores: Tensor, n: int, m: int, sparsity: float | None = None) -> Tensor:
         """The N:M mask with the largest sum of ``scores`` that is N:M along the columns as well.
 
         W and its transpose then both run as N:M (Hubara et al., "Accelerated Sparse Neural Training: A
@@ -95,16 +95,38 @@ class NM(GroupPattern):
         mask is the exact optimum, but for rounding; see :mod:`sparsekern.formats.transposable`.
 
         Raises:
-            ValueError: scores that are no matrix, not finite, or of sizes that M does not divide; bad N or M.
+            ValueError: scores that are no matrix, not finite, or of sizes that M does not divide; a sparsity
+                that is not ``1 − N/M``; bad N or M.
         """
-        n, m = check_nm(n, m)
+        fixed = cls.fixed_sparsity(n, m)
         scores = check_scores(scores, finite=True)
+        check_fixed_sparsity(sparsity, fixed, cls.spec_of(n, m))
         if scores.shape[0] % m or scores.shape[1] % m:
             raise ValueError(
                 f"scores must have sizes that are multiples of m = {m} for a transposable mask, "
                 f"got shape {list(scores.shape)}"
             )
         return transposable_mask(scores, n, m)
+
+    @classmethod
+    def random(
+        cls,
+        shape: tuple[int, int],
+        sparsity: float | None,
+        generator: torch.Generator | None,
+        n: int,
+        m: int,
+    ) -> NM:
+        """N random columns of each group. Raises where ``sparsity`` is not ``1 − N/M`` or None."""
+        check_fixed_sparsity(sparsity, cls.fixed_sparsity(n, m), cls.spec_of(n, m))
+        out_features, in_features = check_shape(shape)
+        check_nnz(shape[0] * row_values(shape[1], n, m), shape)
+        return cls(shape, sample_groups(out_features, in_features, n, m, generator), n, m)
+
+    @classmethod
+    def spec_of(cls, n: int, m: int) -> str:
+        """``"N:M"``, e.g. ``"2:4"``."""
+        return f"{n}:{m}"
 
     @classmethod
     def fixed_sparsity(cls, n: int, m: int) -> float:
@@ -117,11 +139,6 @@ class NM(GroupPattern):
         """``{"n": N, "m": M}``."""
         return {"n": self.n, "m": self.m}
 
-    @property
-    def spec(self) -> str:
-        """``"N:M"``, e.g. ``"2:4"``."""
-        return f"{self.n}:{self.m}"
-
     def tensors(self) -> list[Tensor]:
         """``[index, packed]`` and those of :class:`~sparsekern.formats.csr.Tiles`."""
         return [self.index, self.packed, *self.tiles.tensors()]
@@ -133,6 +150,6 @@ class NM(GroupPattern):
 
 def check_nm(n: int, m: int) -> tuple[int, int]:
     """``(n, m)``, or ``ValueError`` where they are no N:M."""
-    if not (isinstance(n, int) and isinstance(m, int) and 1 <= n <= m <= 16):
+    if not (type(n) is int and type(m) is int and 1 <= n <= m <= 16):  # True is an int too
         raise ValueError(f"n and m must be integers with 1 <= n <= m <= 16, got n = {n!r} and m = {m!r}")
     return n, m

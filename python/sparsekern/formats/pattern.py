@@ -40,7 +40,7 @@ class Pattern(ABC):
         self.memo = Memo()
         return self
 
-    # Each format has options of its own (the block, N and M), named alike in these four.
+    # Each format has options of its own (the block, N and M), named alike in all of these.
 
     @classmethod
     @abstractmethod
@@ -63,11 +63,26 @@ class Pattern(ABC):
         """
 
     @classmethod
-    def random_scores(
-        cls, shape: tuple[int, int], generator: torch.Generator | None, *args: Any, **options: Any
-    ) -> Tensor:
-        """Scores ``[out, in]``, on the CPU, of which :meth:`prune` makes a pattern: any is as likely."""
-        return torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
+    @abstractmethod
+    def random(
+        cls: type[P],
+        shape: tuple[int, int],
+        sparsity: float | None,
+        generator: torch.Generator | None,
+        *args: Any,
+        **options: Any,
+    ) -> P:
+        """A random pattern, on the CPU, that keeps as much as :meth:`prune` does. O(nnz) memory."""
+
+    @classmethod
+    @abstractmethod
+    def spec_of(cls, *args: Any, **options: Any) -> str:
+        """The spec string of these options in its shortest form."""
+
+    @classmethod
+    def parts(cls, shape: tuple[int, int], *args: Any, **options: Any) -> tuple[int, str]:
+        """How many parts of W stay or go as a whole, and what they are: its weights, unless in blocks."""
+        return shape[0] * shape[1], "weights"
 
     @classmethod
     def fixed_sparsity(cls, *args: Any, **options: Any) -> float | None:
@@ -80,9 +95,9 @@ class Pattern(ABC):
         return {}
 
     @property
-    @abstractmethod
     def spec(self) -> str:
         """The spec string, e.g. ``"bsr32"``."""
+        return self.spec_of(**self.options)
 
     @property
     @abstractmethod
@@ -191,6 +206,16 @@ class Pattern(ABC):
             values.masked_fill_(self.flat_index() == self.shape[0] * self.shape[1], 0)
         return values
 
+    def check_padding(self, values: Tensor) -> None:
+        """Raise ``ValueError`` unless the padding of ``values`` is 0, as far as its numbers are known."""
+        if self.nnz == values.numel() or values.is_meta:
+            return
+        padding = self.flat_index().to(values.device) == self.shape[0] * self.shape[1]
+        if wrong := int(values[padding].count_nonzero()):
+            raise ValueError(
+                f"values must be 0 past the edge of W {list(self.shape)}, got others in {wrong} places"
+            )
+
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}({self.spec!r}, shape={self.shape}, nnz={self.nnz}, "
@@ -231,22 +256,12 @@ def check_mask(mask: Tensor) -> None:
         raise ValueError(f"mask must be a dense bool tensor [out, in], got {mask.dtype} {list(mask.shape)}")
 
 
-def top_count(size: int, sparsity: float | None) -> int:
-    """``round(size · (1 − sparsity))``: how many of ``size`` entries stay. Checks the range [0, 1)."""
-    if sparsity is None or not 0.0 <= sparsity < 1.0:
-        raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
-    return round(size * (1.0 - sparsity))
-
-
 def top_mask(scores: Tensor, count: int) -> Tensor:
-    """Bool tensor that marks the ``count`` largest ``scores``.
+    """Bool tensor that marks the ``count`` largest ``scores``, which must hold no NaN.
 
     Ties go to the lower flat index, so it is reproducible.
     A k-th value plus one comparison, not a sort: O(n), and exact where ``torch.topk`` leaves ties to chance.
     """
-    if torch.isnan(scores).any():
-        at = torch.isnan(scores).reshape(-1).nonzero()[0].item()
-        raise ValueError(f"scores must not hold NaN, got one at flat index {at}")
     flat = scores.reshape(-1)
     if count <= 0:
         return torch.zeros_like(scores, dtype=torch.bool)

@@ -1,6 +1,7 @@
 """Sparse layers."""
 
-from .convert import densify, sparsify, summary
+from .convert import densify, sparsify
 from .linear import SparseLinear
+from .summary import summary
 
 __all__ = ["SparseLinear", "densify", "sparsify", "summary"]

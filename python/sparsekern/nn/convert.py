@@ -1,15 +1,12 @@
-"""Whole models: make their layers sparse, make them dense again, and show what they are."""
+"""Whole models: make their layers sparse, and dense again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
 
-from .. import cost, ops
-from ..dense import DENSE, NATIVE
 from ..distributions import allocate
 from ..formats import parse_format
 from .linear import SparseLinear
@@ -20,6 +17,7 @@ def sparsify(
     *,
     sparsity: float | None = None,
     format: str = "csr",
+    transposable: bool = False,
     distribution: str | Mapping[str, float] = "uniform",
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
@@ -34,6 +32,8 @@ def sparsify(
         sparsity: fraction of zeros over the chosen layers, in [0, 1); None for 0.9, or for what the format
             fixes.
         format: the sparsity format, such as ``"csr"``, ``"bsr32"``, ``"2:4"`` or ``"64:2:8"``.
+        transposable: keep the best N:M masks whose transposes are N:M too, see :func:`sparsekern.prune`; M
+            must divide both sizes of each layer.
         distribution: how the layers share the sparsity: ``"uniform"``, ``"er"``, ``"erk"``, or a dict of
             layer name to sparsity, see :func:`sparsekern.training.allocate`. ``"uniform"`` or such a dict
             where the format fixes the sparsity. Layers whose share is 0, and
@@ -48,8 +48,8 @@ def sparsify(
 
     Raises:
         ValueError: an unknown format or distribution, a sparsity outside [0, 1), names that match no linear
-            layer, no layer to make sparse, or a layer whose weight another module uses too (tied weights
-            would come apart).
+            layer, no layer to make sparse, a layer so small that none of its weights or blocks would stay, or
+            one whose weight another module uses too (tied weights would come apart).
 
     >>> model = sparsify(model, sparsity=0.9, distribution="erk", exclude=["head"])
     """
@@ -71,9 +71,11 @@ def sparsify(
         if shares[name] > 0.0:
             _check_untied(model, name, layer)
             try:
-                sparse[layer] = SparseLinear.from_dense(layer, sparsity=shares[name], format=format)
-            except ValueError as error:
-                raise ValueError(f"layer {name!r}: {error}") from None
+                sparse[layer] = SparseLinear.from_dense(
+                    layer, sparsity=shares[name], format=format, transposable=transposable
+                )
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"layer {name!r}: {error}") from None
     model = _replace(model, sparse)
     _leave_fused_path(model)
     return model
@@ -152,139 +154,3 @@ def _leave_fused_path(model: nn.Module) -> None:
                 module.use_nested_tensor = False
             elif isinstance(module, nn.TransformerEncoderLayer):
                 module.activation_relu_or_gelu = 0
-
-
-@dataclass(frozen=True)
-class Row:
-    """One layer of a :class:`Summary`. Bytes are those of the weight, without bias."""
-
-    name: str
-    format: str
-    shape: tuple[int, int]
-    nnz: int
-    value_bytes: int
-    index_bytes: int
-    backend: str
-    speedup: float | None
-    """Predicted time of a dense training step over this layer's, or None where nothing is predicted."""
-    reason: str | None
-    """Why the native kernels do not run, or None."""
-
-    @property
-    def size(self) -> int:
-        """``out · in``."""
-        return self.shape[0] * self.shape[1]
-
-    @property
-    def sparsity(self) -> float:
-        """Fraction of zeros."""
-        return 1.0 - self.nnz / self.size
-
-
-@dataclass(frozen=True, repr=False)
-class Summary:
-    """What :func:`summary` found; ``str()`` makes the table."""
-
-    rows: tuple[Row, ...]
-    model_bytes: int
-    """Bytes of all parameters, buffers and indices of the model."""
-    dense_bytes: int
-    """Bytes of the same model with every layer dense."""
-
-    def __str__(self) -> str:
-        size, nnz = sum(row.size for row in self.rows), sum(row.nnz for row in self.rows)
-        cells = [("layer", "format", "shape", "sparsity", "values", "index", "vs dense", "backend")]
-        reasons = list(dict.fromkeys(row.reason for row in self.rows if row.reason))
-        for row in self.rows:
-            note = f" [{reasons.index(row.reason) + 1}]" if row.reason else ""
-            shape = f"{row.shape[0]} x {row.shape[1]}"
-            gain = "-" if row.speedup is None else f"{row.speedup:.2g}x"
-            cells.append((row.name or "(model)", row.format, shape, *_amounts(row), gain, row.backend + note))
-        values, index = sum(row.value_bytes for row in self.rows), sum(row.index_bytes for row in self.rows)
-        cells.append(
-            ("total", "", "", f"{1 - nnz / size:.2%}" if size else "", _bytes(values), _bytes(index), "", "")
-        )
-        lines = list(_align(cells))
-        rule = "-" * max(map(len, lines))
-        share = f" ({self.model_bytes / self.dense_bytes:.0%})" if self.dense_bytes else ""
-        closing = f"model {_bytes(self.model_bytes)}, dense {_bytes(self.dense_bytes)}{share}"
-        notes = [f"[{i}] {reason}" for i, reason in enumerate(reasons, start=1)]
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], closing, *notes])
-
-    __repr__ = __str__
-
-
-def summary(model: nn.Module, *, batch: int = 256) -> Summary:
-    """What each linear layer of ``model`` is: format, shape, sparsity, bytes, and which backend runs it.
-
-    ``print(summary(model))`` shows a table; the numbers are in its ``rows``. "vs dense" is the predicted
-    speed-up of a training step over an ``nn.Linear`` for ``batch`` rows of x, see :mod:`sparsekern.cost`.
-    Where a sparse layer does not run on the native kernels, a note below the table says why. Subclasses of
-    ``nn.Linear`` are counted in the totals of the model only.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    rows, index_bytes, saved = [], 0, 0
-    for name, module in model.named_modules():
-        if isinstance(module, SparseLinear):
-            row = _sparse_row(name, module, batch)
-            index_bytes += row.index_bytes
-            saved += row.size * module.values.element_size() - row.value_bytes
-            rows.append(row)
-        elif type(module) is nn.Linear:
-            shape = (module.out_features, module.in_features)
-            rows.append(
-                Row(name, "dense", shape, module.weight.numel(), module.weight.nbytes, 0, "torch", None, None)
-            )
-    stored = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
-    return Summary(tuple(rows), stored + index_bytes, stored + saved)
-
-
-def _sparse_row(name: str, layer: SparseLinear, batch: int) -> Row:
-    values, pattern = layer.values, layer.pattern
-    reason = ops.unavailable(values.dtype, values.device.type, pattern)
-    speedup, backend = None, layer.backend
-    if backend == "auto":
-        backend = "native" if reason is None else "dense"
-    if reason is None and values.device.type == "cpu":
-        predicted = cost.predict(pattern, batch, values.dtype)
-        speedup = predicted.dense / predicted.seconds
-        if layer.backend == "auto" and predicted.plan != NATIVE:
-            backend = "dense" if predicted.plan == DENSE else "native + dense"
-            reason = f"torch's dense products are predicted to be as fast at batch {batch}"
-    return Row(
-        name,
-        pattern.spec,
-        pattern.shape,
-        pattern.nnz,
-        values.nbytes,
-        pattern.nbytes,
-        backend,
-        speedup,
-        reason,
-    )
-
-
-def _amounts(row: Row) -> tuple[str, str, str]:
-    return f"{row.sparsity:.2%}", _bytes(row.value_bytes), _bytes(row.index_bytes) if row.index_bytes else "-"
-
-
-def _bytes(count: int) -> str:
-    """``count`` in the decimal unit in which it is below 1000."""
-    amount, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if amount < 999.5:
-            break
-        amount, unit = amount / 1000, larger
-    return f"{amount:.3g} {unit}"
-
-
-def _align(cells: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """Lines of a table whose columns are as wide as their widest cell; amounts are flush right."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        padded = (
-            c.rjust(w) if 2 <= i <= 6 else c.ljust(w)
-            for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        )
-        yield "  ".join(padded).rstrip()

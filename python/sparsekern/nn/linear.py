@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..formats import Format, Pattern, parse_format
+from ..formats.checks import check_tensor
 from ..formats.pattern import check_mask
 
 
@@ -21,7 +23,8 @@ class SparseLinear(nn.Module):
         in_features: size of each input, ``(..., in_features)``.
         out_features: size of each output, ``(..., out_features)``.
         bias: whether to add a learned ``[out_features]`` bias.
-        sparsity: fraction of zeros, in [0, 1); None for 0.9, or for what the format fixes.
+        sparsity: fraction of zeros, in [0, 1), that leaves something; None for 0.9, or for what the format
+            fixes.
         format: the sparsity format: ``"csr"`` keeps ``round(out · in · (1 − sparsity))`` random positions,
             ``"bsr32"`` or ``"bsr64x32"`` that share of random blocks, ``"2:4"`` 2 random ones of each 4
             columns, ``"64:2:8"`` 2 of 4 that 64 rows chose of each 8. See :mod:`sparsekern.formats`.
@@ -60,12 +63,14 @@ class SparseLinear(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         for name, size in (("in_features", in_features), ("out_features", out_features)):
+            if not isinstance(size, Integral):
+                raise TypeError(f"{name} must be an integer, got {size!r}")
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
         kind = parse_format(format)
         if sparsity is None and kind.fixed_sparsity is None:
             sparsity = 0.9
-        pattern = kind.from_mask(kind.random_mask((out_features, in_features), sparsity, generator))
+        pattern = kind.random((out_features, in_features), sparsity, generator)
         values = torch.empty(pattern.values_shape, dtype=dtype or torch.get_default_dtype(), device="cpu")
         bias_value = torch.empty(out_features, dtype=values.dtype, device="cpu") if bias else None
         fan_in = max(pattern.density * in_features, 1.0)
@@ -91,6 +96,7 @@ class SparseLinear(nn.Module):
         sparsity: float | None = None,
         mask: Tensor | None = None,
         format: str = "csr",
+        transposable: bool = False,
     ) -> SparseLinear:
         """The sparse copy of a dense layer.
 
@@ -98,10 +104,12 @@ class SparseLinear(nn.Module):
 
         Args:
             linear: the layer to copy; it is left as it is.
-            sparsity: fraction of zeros, in [0, 1).
+            sparsity: fraction of zeros, in [0, 1), that leaves something.
             mask: bool ``[out, in]`` that fits the format. Exactly one of ``sparsity`` and ``mask`` must be
                 given, or none where the format fixes the sparsity.
             format: the sparsity format.
+            transposable: keep the best N:M mask whose transpose is N:M too, see :func:`sparsekern.prune`; not
+                with ``mask``.
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
@@ -111,11 +119,14 @@ class SparseLinear(nn.Module):
             raise ValueError(f"exactly one of sparsity and mask must be given, got {got}")
         weight = linear.weight.detach()
         if mask is None:
-            mask = kind.prune(weight.abs(), sparsity)
-        check_mask(mask)
-        if mask.shape != weight.shape:
-            raise ValueError(f"mask must have shape {list(weight.shape)}, got {list(mask.shape)}")
-        pattern = kind.from_mask(mask.to(weight.device))
+            pattern = kind.pruned(weight, sparsity, transposable)
+        elif transposable:
+            raise ValueError("transposable must be False where mask is given: that says what stays")
+        else:
+            check_mask(mask)
+            if mask.shape != weight.shape:
+                raise ValueError(f"mask must have shape {list(weight.shape)}, got {list(mask.shape)}")
+            pattern = kind.from_mask(mask.to(weight.device))
         layer = cls.__new__(cls)
         bias = None if linear.bias is None else linear.bias.detach().clone()
         layer._init(pattern, pattern.gather(weight), bias)
@@ -201,6 +212,7 @@ class SparseLinear(nn.Module):
             self.values.copy_(values)
         else:
             self.values.data = values.detach().to(self.values, copy=True)
+        pattern.zero_padding_(self.values)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
         # Module.to(), .cuda(), .to_empty() and the like act through _apply. Of what fn does to tensors, only
@@ -213,6 +225,7 @@ class SparseLinear(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "shape"] = torch.tensor(self.pattern.shape, device="cpu")
         for name, tensor in self.pattern.state():
             destination[prefix + name] = tensor
 
@@ -227,7 +240,7 @@ class SparseLinear(nn.Module):
         error_msgs: list[str],
     ) -> None:
         # Index and values belong together: all of them are loaded, or none.
-        names = (*self.pattern.state_names, "values")
+        names = ("shape", *self.pattern.state_names, "values")
         own = {prefix + name: parameter for name, parameter in self.named_parameters(recurse=False)}
         rest = {key: tensor for key, tensor in state_dict.items() if key[len(prefix) :] not in names[:-1]}
         missing = [prefix + name for name in names if prefix + name not in state_dict]
@@ -252,7 +265,10 @@ class SparseLinear(nn.Module):
             if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
                 got = f"a {tensor.layout} one" if isinstance(tensor, Tensor) else type(tensor).__name__
                 raise ValueError(f"{name} must be a dense torch.Tensor, got {got}")
-        values = state.pop("values")
+        values, shape = state.pop("values"), state.pop("shape")
+        check_tensor("shape", shape, torch.int64, (2,))
+        if tuple(shape.tolist()) != self.pattern.shape:
+            raise ValueError(f"shape must be {list(self.pattern.shape)}, got {shape.tolist()}")
         if not values.is_floating_point():
             raise ValueError(f"values must be floating-point numbers, got {values.dtype}")
         # A copy, even on one device: what was checked must not change with a memory-mapped file.
@@ -261,6 +277,7 @@ class SparseLinear(nn.Module):
         pattern = self._kind.from_state(self.pattern.shape, state)
         if tuple(values.shape) != pattern.values_shape:
             raise ValueError(f"values must have shape {list(pattern.values_shape)}, got {list(values.shape)}")
+        pattern.check_padding(values)
         self.pattern = pattern
         if tuple(self.values.shape) != pattern.values_shape:
             self.values.data = self.values.data.new_zeros(pattern.values_shape)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..formats import CSR
+from ..formats.checks import check_numbers
 from ..formats.pattern import check_mask, top_mask
 
 RowScores = Callable[[slice], Tensor]
@@ -51,9 +52,13 @@ def drop_grow(mask: Tensor, drop_score: Tensor, grow_score: Tensor, fraction: fl
     nnz = int(mask.sum())
     count = int(nnz * fraction)
     new = torch.zeros_like(mask)
-    new[mask] = top_mask(drop_score[mask], nnz - count)
+    active = drop_score[mask]
+    check_numbers(active)
+    new[mask] = top_mask(active, nnz - count)
     inactive = ~new
-    new[inactive] = top_mask(grow_score[inactive], count)
+    others = grow_score[inactive]
+    check_numbers(others)
+    new[inactive] = top_mask(others, count)
     return new
 
 
@@ -92,6 +97,7 @@ def drop_grow_sparse(pattern: CSR, drop_score: Tensor, grow_score: RowScores, co
 
     No tensor has more than ``out · in / 16`` or nnz elements.
     """
+    check_numbers(drop_score)
     index = pattern.flat_index()
     survives = top_mask(drop_score, pattern.nnz - count)
     grown = top_positions(grow_score, pattern.shape, index[survives], count)
