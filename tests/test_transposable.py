@@ -153,7 +153,7 @@ def test_impossible_transposable_requests():
 @pytest.mark.parametrize(("n", "m"), [(4, 16), (8, 16)])
 def test_paths_do_not_run_in_circles(n, m):
     """Scores that differ by little more than rounding: with inexact sums, some paths crossed themselves."""
-    scores = -torch.rand(40 * m, 20 * m) ** 8
+    scores = -(torch.rand(40 * m, 20 * m) ** 8)
     check_transposable(NM.prune_transposable(scores, n=n, m=m), n, m)
     scores = torch.rand(10 * m, 10 * m) + 1000.0
     check_transposable(NM.prune_transposable(scores, n=n, m=m), n, m)
