@@ -8,6 +8,7 @@ that could cost as much as the product, compares 256 of them. Write under ``torc
 
 from __future__ import annotations
 
+import threading
 from typing import Any, NamedTuple
 
 import torch
@@ -78,8 +79,11 @@ class _Planned(torch.autograd.Function):
             grad_x = grad @ ctx.weight
             need_x = False
         if need_values and plan.grad_values:
-            dense = grad.t() @ x
-            grad_values = dense.view(values.shape) if is_dense(pattern) else products.gather(dense, *where)
+            if is_dense(pattern):
+                grad_values = (grad.t() @ x).view(values.shape)
+            else:
+                dense = torch.mm(grad.t(), x, out=_scratch(pattern.shape, x))
+                grad_values = products.gather(dense, *where)
             grad_bias = grad.sum(0) if need_bias else None
             need_values = need_bias = False
         if need_x or need_values or need_bias:
@@ -109,6 +113,18 @@ def _forward(
             torch.addmm(bias[:, None], weight, x.t(), out=y.t())
         return y
     return torch.nn.functional.linear(x, weight, bias)
+
+
+_KEPT = threading.local()
+
+
+def _scratch(shape: tuple[int, int], like: Tensor) -> Tensor:
+    """Memory for a dense gradient of W, the same each time: fresh pages can cost as much as the product."""
+    size = shape[0] * shape[1]
+    kept: dict[Any, Tensor] = _KEPT.__dict__
+    if like.dtype not in kept or kept[like.dtype].numel() < size:
+        kept[like.dtype] = like.new_empty(size)
+    return kept[like.dtype][:size].view(shape)
 
 
 def _scatter(values: Tensor, pattern: Pattern) -> Tensor:
