@@ -288,16 +288,22 @@ def test_layers_in_a_model_train(format):
         nn.ReLU(),
         sk.SparseLinear(64, 70, sparsity=free(format, 0.5), format=format, bias=False),
     )
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    twin = copy.deepcopy(model)
+    for layer in (twin[0], twin[2]):
+        layer.backend = "reference"
     x = torch.randn(64, 70)
     losses = []
-    for _ in range(60):
-        optimizer.zero_grad()
-        loss = (model(x) - x.roll(1, 1)).square().mean()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] / 2
+    for net in (model, twin):
+        optimizer = torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.9)
+        for _ in range(60):
+            optimizer.zero_grad()
+            loss = (net(x) - x.roll(1, 1)).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    # How far a random mask gets is its own affair: as far as the same mask in torch's own operations.
+    assert losses[59] < 0.98 * losses[0]
+    assert losses[:60] == pytest.approx(losses[60:], rel=1e-3)
 
 
 @formats
