@@ -143,13 +143,12 @@ def test_every_format_computes_every_product(suite: str, spec: str, product: str
     assert {row.format for row in rows} == {spec}
 
 
-def test_each_training_step_meets_a_new_weight() -> None:
-    """So a dense copy made for one step does not serve the next."""
-    versions = set()
+def watcher(see: Callable[[Tensor], None]) -> Contender:
+    """A dense layer that shows its weight at each forward pass."""
 
     class Watched(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
-            versions.add(self.weight._version)
+            see(self.weight)
             return super().forward(x)
 
     class Watcher(Contender):
@@ -160,9 +159,16 @@ def test_each_training_step_meets_a_new_weight() -> None:
             copy.load_state_dict(linear.state_dict())
             return copy
 
+    return Watcher()
+
+
+def test_each_training_step_meets_a_new_weight() -> None:
+    """So a dense copy made for one step does not serve the next."""
+    versions: set[int] = set()
+    watched = watcher(lambda weight: versions.add(weight._version))
     for product, many in (("forward", False), ("forward_backward", True)):
         versions.clear()
-        rows_of(Case(16, 16, 2, 0.5, product), (*PEERS, Watcher()))
+        rows_of(Case(16, 16, 2, 0.5, product), (*PEERS, watched))
         assert (len(versions) > 2) == many
 
 
@@ -187,21 +193,9 @@ def test_bfloat16_sits_out_torch_sparse() -> None:
 def test_cold_weights_rotate(monkeypatch: pytest.MonkeyPatch) -> None:
     used: set[int] = set()
 
-    class Watched(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            used.add(self.weight.data_ptr())
-            return super().forward(x)
-
-    class Watcher(Contender):
-        backend = "watched"
-
-        def build(self, linear: nn.Linear, mask: Tensor, case: Case) -> nn.Module:
-            copy = Watched(linear.in_features, linear.out_features)
-            copy.load_state_dict(linear.state_dict())
-            return copy
-
+    watched = watcher(lambda weight: used.add(weight.data_ptr()))
     monkeypatch.setattr("sparsekern.benchmark.run.cache_bytes", lambda: 4096)
-    rows = rows_of(Case(32, 32, 2, 0.5, "forward", cold=True), (*PEERS, Watcher()))
+    rows = rows_of(Case(32, 32, 2, 0.5, "forward", cold=True), (*PEERS, watched))
     assert {row.weights for row in rows} == {"cold"}
     assert len(used) == 1 + 4 * 4096 // (32 * 32 * 4)
 

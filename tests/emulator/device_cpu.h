@@ -21,25 +21,18 @@ inline int thread() { return running().thread(); }
 inline Dim block() { return running().index; }
 inline Dim blocks() { return running().grid; }
 
-inline float bits_to_float(uint32_t v) {
-  float f;
-  memcpy(&f, &v, sizeof f);
-  return f;
+template <class To, class From>
+To same_bits(From v) {
+  static_assert(sizeof(To) == sizeof(From), "of one size");
+  To to;
+  memcpy(&to, &v, sizeof to);
+  return to;
 }
-inline float half_to_float(uint16_t v) {
-  _Float16 h;
-  memcpy(&h, &v, sizeof h);
-  return float(h);
-}
-inline uint16_t float_to_half(float v) {
-  const _Float16 h = _Float16(v);
-  uint16_t bits;
-  memcpy(&bits, &h, sizeof bits);
-  return bits;
-}
+inline float bits_to_float(uint32_t v) { return same_bits<float>(v); }
+inline float half_to_float(uint16_t v) { return float(same_bits<_Float16>(v)); }
+inline uint16_t float_to_half(float v) { return same_bits<uint16_t>(_Float16(v)); }
 inline uint16_t float_to_bfloat(float v) {
-  uint32_t bits;
-  memcpy(&bits, &v, sizeof bits);
+  const uint32_t bits = same_bits<uint32_t>(v);
   if (v != v) return 0x7fff;
   return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
