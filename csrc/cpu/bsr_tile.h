@@ -23,19 +23,9 @@ inline Slice own_slice(int64_t batch, int64_t p) {
   return s;
 }
 
-// First block row (or column) of range i of n, so that ranges have about equally many blocks.
+// Block rows (or columns) are as much work as their blocks, and one more.
 inline int64_t range_begin(const int32_t* ptr, int64_t rows, int64_t i, int64_t n) {
-  if (i == n) return rows;
-  const double target = (double(ptr[rows]) + double(rows)) * double(i) / double(n);
-  int64_t low = 0, high = rows;
-  while (low < high) {
-    const int64_t mid = (low + high) / 2;
-    if (double(ptr[mid]) + double(mid) < target)
-      low = mid + 1;
-    else
-      high = mid;
-  }
-  return low;
+  return balanced_begin(rows, i, n, [&](int64_t r) { return double(ptr[r]) + double(r); });
 }
 
 // acc[r][j] += the sum over k < n of a[r * row + k * term] times row k of b, NV vectors.

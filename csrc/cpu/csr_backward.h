@@ -34,7 +34,7 @@ float* weight_rows(const sk_csr& w, int64_t t, int64_t r0, int64_t r1, int strid
     if (k == end) continue;
     vec row[NV];
     for (int j = 0; j < NV; j++) row[j] = load(g + j * kLanes);
-    for (; k + 4 <= end; k += 4, sums += 4) {
+    for (; end - k >= 4; k += 4, sums += 4) {  // k + 4 can overflow
       vec4 total = dots<NV, 4>(row, cols + k, stride, x);
       if (kAdd) {
         vec4 old;

@@ -31,19 +31,9 @@ int64_t tile_group(const sk_csr& w, int stride) {
   return max<int64_t>(1, kL1Floats / (min(tile_width(w), w.cols + 1) * stride));
 }
 
-// First row of range i of n, so that ranges have about equal work: entries, and 4 more per row for its accumulators.
+// Rows are as much work as their entries, and 4 more for their accumulators.
 int64_t range_begin(const sk_csr& w, int64_t i, int64_t n) {
-  if (i == n) return w.rows;
-  const double target = (double(w.nnz) + 4.0 * w.rows) * i / n;
-  int64_t low = 0, high = w.rows;
-  while (low < high) {
-    const int64_t mid = (low + high) / 2;
-    if (double(row_begin(w, mid)) + 4.0 * mid < target)
-      low = mid + 1;
-    else
-      high = mid;
-  }
-  return low;
+  return balanced_begin(w.rows, i, n, [&](int64_t r) { return double(row_begin(w, r)) + 4.0 * double(r); });
 }
 
 // Calls f with a null pointer to the type of W's column indices.

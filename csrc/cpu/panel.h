@@ -212,6 +212,22 @@ void parallel_for(const sk_threads& threads, int64_t n, double flops, F body) {
       const_cast<void*>(static_cast<const void*>(&run)));
 }
 
+// First row of range i of n, so that ranges have about equal work: work(r) is that of the rows before r.
+template <class F>
+int64_t balanced_begin(int64_t rows, int64_t i, int64_t n, F work) {
+  if (i == n) return rows;
+  const double target = work(rows) * double(i) / double(n);
+  int64_t low = 0, high = rows;
+  while (low < high) {
+    const int64_t mid = (low + high) / 2;
+    if (work(mid) < target)
+      low = mid + 1;
+    else
+      high = mid;
+  }
+  return low;
+}
+
 // How a product is split over threads: `groups` of panels x `ranges` of rows or columns of W, a task each.
 struct Split {
   int64_t groups, ranges;
