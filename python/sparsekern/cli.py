@@ -1,4 +1,6 @@
-"""``python -m sparsekern``: what runs here (``info``), what it pays (``bench``), measuring (``tune``)."""
+"""``python -m sparsekern``: what runs here (``info``), whether it is right (``doctor``), what it pays
+(``bench``), measuring (``tune``).
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,14 @@ import importlib.util
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from . import _library, cost
 from ._version import __version__
 from .benchmark import command, report, results, tune
+from .doctor import command as doctor
 from .formats.products import PRODUCTS as FORMATS
 from .ops import NATIVE_DTYPES
 
@@ -28,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("info", help="versions, the compiled library, and what runs where and why not")
+    doctor.add_arguments(
+        commands.add_parser("doctor", help="check every kernel of this machine against float64")
+    )
     command.add_arguments(
         commands.add_parser("bench", help="time the sparse products against dense torch and peers")
     )
@@ -39,10 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(info())
         return 0
     try:
-        return tune.main(arguments) if arguments.command == "tune" else command.main(arguments)
+        return _MAINS[arguments.command](arguments)
     except (OSError, ValueError, RuntimeError) as error:
         print(f"{parser.prog} {arguments.command}: {error}", file=sys.stderr)
         return 1
+
+
+_MAINS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "doctor": doctor.main,
+    "bench": command.main,
+    "tune": tune.main,
+}
 
 
 def info() -> str:
