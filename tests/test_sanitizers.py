@@ -27,7 +27,7 @@ def test_random_products(sanitizers: str, tmp_path: Path) -> None:
     sources += [
         (isa, ROOT / f"csrc/cpu/{name}.cpp")
         for isa in ISA_FLAGS
-        for name in ("csr", "bsr", "nm", "vnm", "peak")
+        for name in ("csr", "bsr", "nm", "vnm", "mask", "peak")
     ]
     programs = [ROOT / f"tests/cpp/{name}_random.cpp" for name in ("csr", "bsr", "nm")]
 

@@ -5,6 +5,7 @@
 
 #include "sparsekern/bsr.h"
 #include "sparsekern/csr.h"
+#include "sparsekern/mask.h"
 
 namespace {
 
@@ -72,6 +73,14 @@ void sk_csr_gather(const sk_csr* w, const void* dense, int element_bytes, void* 
       const T* const row = static_cast<const T*>(dense) + r * w->cols;
       for (int64_t i = 0; i < n; i++) static_cast<T*>(values)[k + i] = row[columns[i]];
     });
+  });
+}
+
+void sk_mask_bits(const sk_csr* w, uint8_t* bits, const sk_threads* threads) {
+  const int64_t stride = (w->cols + 7) / 8;
+  csr_rows(*w, threads, [&](int64_t r, auto* columns, int64_t n, int64_t) {
+    memset(bits + r * stride, 0, stride);
+    for (int64_t i = 0; i < n; i++) bits[r * stride + columns[i] / 8] |= 1 << columns[i] % 8;
   });
 }
 

@@ -20,13 +20,14 @@ const Isa kIsas[] = {
               __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
               __builtin_cpu_supports("avx512vl");
      },
-     &avx512::csr_kernels, &avx512::bsr_kernels, &avx512::nm_kernels, &avx512::vnm_kernels, avx512::fma_peak},
+     &avx512::csr_kernels, &avx512::bsr_kernels, &avx512::nm_kernels, &avx512::vnm_kernels, &avx512::mask_kernels,
+     avx512::fma_peak},
     {"avx2",
      [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"); },
-     &avx2::csr_kernels, &avx2::bsr_kernels, &avx2::nm_kernels, &avx2::vnm_kernels, avx2::fma_peak},
+     &avx2::csr_kernels, &avx2::bsr_kernels, &avx2::nm_kernels, &avx2::vnm_kernels, &avx2::mask_kernels, avx2::fma_peak},
 #endif
     {"generic", [] { return true; }, &generic::csr_kernels, &generic::bsr_kernels, &generic::nm_kernels,
-     &generic::vnm_kernels, generic::fma_peak},
+     &generic::vnm_kernels, &generic::mask_kernels, generic::fma_peak},
 };
 
 const Isa* find(const char* name) {
@@ -117,6 +118,14 @@ void sk_nm_linear(const sk_nm* w, const void* values, const sk_matrix* x, const 
 void sk_vnm_linear(const sk_vnm* w, const void* values, const sk_matrix* x, const void* bias, sk_activation activation,
                    const sk_matrix* y, sk_dtype dtype, const sk_threads* threads) {
   sk::isa().vnm->linear(w, values, x, bias, activation, y, dtype, threads);
+}
+
+void sk_mask_expand(const sk_mask* mask, const void* values, int element_bytes, void* dense, const sk_threads* threads) {
+  sk::isa().mask->expand(mask, values, element_bytes, dense, threads);
+}
+
+void sk_mask_compress(const sk_mask* mask, const void* dense, int element_bytes, void* values, const sk_threads* threads) {
+  sk::isa().mask->compress(mask, dense, element_bytes, values, threads);
 }
 
 }  // extern "C"

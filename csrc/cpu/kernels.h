@@ -3,6 +3,7 @@
 
 #include "sparsekern/bsr.h"
 #include "sparsekern/csr.h"
+#include "sparsekern/mask.h"
 #include "sparsekern/nm.h"
 #include "sparsekern/vnm.h"
 
@@ -28,13 +29,19 @@ struct VnmKernels {
   decltype(&sk_vnm_linear) linear;
 };
 
-#define SK_DECLARE_ISA(isa)            \
-  namespace isa {                      \
-  extern const CsrKernels csr_kernels; \
-  extern const BsrKernels bsr_kernels; \
-  extern const NmKernels nm_kernels;   \
-  extern const VnmKernels vnm_kernels; \
-  double fma_peak(double seconds);     \
+struct MaskKernels {
+  decltype(&sk_mask_expand) expand;
+  decltype(&sk_mask_compress) compress;
+};
+
+#define SK_DECLARE_ISA(isa)              \
+  namespace isa {                        \
+  extern const CsrKernels csr_kernels;   \
+  extern const BsrKernels bsr_kernels;   \
+  extern const NmKernels nm_kernels;     \
+  extern const VnmKernels vnm_kernels;   \
+  extern const MaskKernels mask_kernels; \
+  double fma_peak(double seconds);       \
   }
 SK_DECLARE_ISA(generic)
 #if defined(__x86_64__)
@@ -50,6 +57,7 @@ struct Isa {
   const BsrKernels* bsr;
   const NmKernels* nm;
   const VnmKernels* vnm;
+  const MaskKernels* mask;
   double (*fma_peak)(double seconds);
 };
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "sparsekern/csr.h"
+#include "sparsekern/mask.h"
 
 namespace {
 
@@ -75,6 +76,27 @@ int64_t tile_width(int64_t rows, int64_t cols, int64_t nnz) {  // as in formats/
   return width;
 }
 
+// Whether values go into a dense weight and back along a mask as they do along the columns.
+bool mask_holds(const sk_csr& w, const sk_threads& threads) {
+  const auto bytes = [](int64_t n) {
+    std::unique_ptr<char[]> made(new char[n]);
+    for (int64_t i = 0; i < n; i++) made[i] = char(rng());
+    return made;
+  };
+  const int size = 2 << uniform(0, 2);
+  const int64_t dense_bytes = w.rows * w.cols * size, value_bytes = w.nnz * size;
+  const auto bits = bytes(w.rows * ((w.cols + 7) / 8)), values = bytes(value_bytes), weight = bytes(dense_bytes);
+  const auto expanded = bytes(dense_bytes), scattered = bytes(dense_bytes), compressed = bytes(value_bytes);
+  const auto gathered = bytes(value_bytes);
+  sk_mask_bits(&w, reinterpret_cast<uint8_t*>(bits.get()), &threads);
+  const sk_mask mask = {w.rows, w.cols, w.nnz, reinterpret_cast<uint8_t*>(bits.get()), w.tile_ptr};
+  sk_mask_expand(&mask, values.get(), size, expanded.get(), &threads);
+  sk_csr_scatter(&w, values.get(), size, scattered.get(), &threads);
+  sk_mask_compress(&mask, weight.get(), size, compressed.get(), &threads);
+  sk_csr_gather(&w, weight.get(), size, gathered.get(), &threads);
+  return !memcmp(expanded.get(), scattered.get(), dense_bytes) && !memcmp(compressed.get(), gathered.get(), value_bytes);
+}
+
 // The largest error beyond the rounding of results to their dtype, relative to the sum of the absolute values of what was
 // added up.
 double run_case() {
@@ -105,6 +127,7 @@ double run_case() {
   const void* indices = wide ? static_cast<const void*>(col_idx.get()) : narrow.get();
   const sk_csr w = {rows, cols, nnz, tiles, t_tiles, indices, wide ? 4 : 2, tile_ptr.get(), t_tile_ptr.get(), slot.get()};
   const sk_threads threads = {thread_count, parallel_for};
+  if (!mask_holds(w, threads)) return 1.0;
   const bool with_bias = uniform(0, 1);
   const Matrix x(batch, cols, dtype), grad(batch, rows, dtype), y(batch, rows, dtype), grad_x(batch, cols, dtype);
   const Numbers values(nnz, dtype), bias(rows, dtype), grad_values(nnz, dtype), grad_bias(rows, dtype);
