@@ -33,6 +33,17 @@ def test_the_suites_hold_the_figures_shapes() -> None:
         assert len(list(itertools.groupby(weights))) == len(set(weights))  # each is built once
 
 
+def test_the_sample_of_auto_holds_every_pair() -> None:
+    auto = SUITES["auto"]
+    sample = list(auto.cases())
+    assert len(sample) <= 200  # 10 minutes
+    for names in itertools.combinations(("format", "batch", "product", "dtype"), 2):
+        lists = ({getattr(case, name) for case in sample} for name in names)
+        pairs = {tuple(getattr(case, name) for name in names) for case in sample}
+        assert len(pairs) == len(list(itertools.product(*lists)))
+    assert len(list(auto.cases(formats=["csr"], products=["forward"]))) == 7 * 5 * 7 * 2
+
+
 def test_lists_of_a_suite_are_replaced() -> None:
     suite = Suite(
         "", ((3, 4, 5), (300, 400, 500)), {"csr": (0.5, 0.9), "2:4": ()}, ("forward",), max_macs=1e6
@@ -67,7 +78,7 @@ def test_the_command_plans_formats_and_backends() -> None:
         Case(64, 64, 16, 0.5, format="2:4"),
         Case(64, 64, 16, 0.5, format="bsr32"),
     ]
-    both = plan(f"{shape} --format csr --suite layers auto")
+    both = plan(f"{shape} --format csr --dtype float32 --suite layers auto")
     assert both == {Case(64, 64, 16, 0.5): [native, native, "dense", "torch.sparse", "auto"]}
     with pytest.raises(SystemExit):
         plan("--format 5:4")
@@ -82,7 +93,8 @@ def test_a_slow_auto_is_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_path
 
     monkeypatch.setattr(command, "run_case", measured)
     output = tmp_path / "results.csv"
-    text = "--suite auto --shape 8x8x4 --format csr --sparsity 0.1 0.9 --product forward --rounds 2"
+    text = "--suite auto --shape 8x8x4 --format csr --sparsity 0.1 0.9 --product forward --dtype float32"
+    text += " --rounds 2"
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     assert command.main(parser.parse_args([*text.split(), "--output", str(output)])) == 0

@@ -115,8 +115,8 @@ def test_scatter_and_gather(format):
         pattern, values = make(format, shape)
         values = pattern.zero_padding_(values.detach())
         again = pattern.zero_padding_(torch.randn_like(values))
-        assert torch.equal(dense._expand(again, pattern, None), pattern.scatter(again))
-        assert torch.equal(dense._gather(pattern.scatter(again), pattern), again)
+        assert torch.equal(dense.scatter(again, pattern, None), pattern.scatter(again))
+        assert torch.equal(dense.gather(pattern.scatter(again), pattern), again)
         dense_weight = op(pattern, "scatter")(values, *where(pattern))
         assert torch.equal(dense_weight, pattern.scatter(values))
         other = torch.randn(shape)
@@ -131,8 +131,8 @@ def copy_of(values, pattern, dtype=torch.float32, whole=False):
 
 def count_scatters(monkeypatch):
     """A list that grows with each time that W is made."""
-    made, expand = [], dense._expand
-    monkeypatch.setattr(dense, "_expand", lambda *args: (made.append(1), expand(*args))[1])
+    made, expand = [], dense.scatter
+    monkeypatch.setattr(dense, "scatter", lambda *args: (made.append(1), expand(*args))[1])
     return made
 
 

@@ -92,7 +92,7 @@ class _Planned(torch.autograd.Function):
                 grad_values = (grad.t() @ x).view(values.shape)
             else:
                 dense = torch.mm(grad.t(), x, out=_scratch(pattern.shape, x))
-                grad_values = _gather(dense, pattern)
+                grad_values = gather(dense, pattern)
             grad_bias = grad.sum(0) if need_bias else None
             need_values = need_bias = False
         if need_x or need_values or need_bias:
@@ -151,7 +151,7 @@ def _scatter(values: Tensor, pattern: Pattern) -> Tensor:
     return weight
 
 
-def _expand(values: Tensor, pattern: Pattern, memory: Tensor | None) -> Tensor:
+def scatter(values: Tensor, pattern: Pattern, memory: Tensor | None = None) -> Tensor:
     """W, in ``memory`` where it may."""
     if isinstance(pattern, BSR):  # whole rows of blocks need no mask
         return _scatter(values, pattern)
@@ -160,7 +160,8 @@ def _expand(values: Tensor, pattern: Pattern, memory: Tensor | None) -> Tensor:
     return weight
 
 
-def _gather(dense: Tensor, pattern: Pattern) -> Tensor:
+def gather(dense: Tensor, pattern: Pattern) -> Tensor:
+    """The values of W again."""
     if isinstance(pattern, BSR):
         values: Tensor = PRODUCTS[pattern.format].gather(dense, *pattern.operands)
         return values
@@ -269,7 +270,7 @@ def _renew(values: Tensor, pattern: Pattern, dtype: torch.dtype, *, sample: bool
     free = old is not None and (old.lease is None or old.lease() is None)
     memory = old.weight if old is not None and free and values.dtype == dtype else None
     seen = _some(values).clone() if sample else None, _checksum(values) if checksum else None
-    weight = _expand(values, pattern, memory)
+    weight = scatter(values, pattern, memory)
     copy = _Copy(values, weight if weight.dtype == dtype else weight.to(dtype), *seen)
     pattern.memo["copy", dtype] = copy
     return copy
@@ -282,11 +283,12 @@ class Ready:
     see that nothing changed takes 4.
     """
 
-    __slots__ = ("address", "bias", "copy", "shapes", "values", "weight")
+    __slots__ = ("address", "bias", "copy", "key", "shapes", "values", "weight")
 
     def __init__(self, weight: Tensor, values: Tensor, bias: Tensor | None, copy: _Copy | None) -> None:
         self.weight, self.copy, self.address = weight, copy, values.data_ptr()
         self.values, self.bias = weakref.ref(values), _none if bias is None else weakref.ref(bias)
+        self.key = ("copy", weight.dtype)
         self.shapes: set[torch.Size] = set()  # of the x that came
 
     @classmethod
@@ -297,31 +299,31 @@ class Ready:
         if not x.is_contiguous() or values.dtype != x.dtype or (copy is None and not whole):
             return
         found: Ready | None = pattern.memo.get(("ready", name))
-        if found is None or not found._is_of(x, values, bias, pattern) or len(found.shapes) > 100:
+        if found is None or len(found.shapes) > 100 or not found._is_of(x, values, bias, pattern):
             weight = values.detach().view(pattern.shape) if copy is None else copy.weight
             found = pattern.memo["ready", name] = cls(weight, values, bias, copy)
         found.shapes.add(x.shape)
 
     def serves(self, x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> bool:
-        """Whether this call is ``linear(x, self.weight, bias)``."""
+        """Whether this call, without gradients, is ``linear(x, self.weight, bias)``."""
         return (
             x.shape in self.shapes
             and self._is_of(x, values, bias, pattern)
-            and x.is_cpu
             and x.is_contiguous()
+            and x.is_cpu
             and not torch.is_autocast_enabled("cpu")
-            and (self.copy is None or self.copy.looks_same())
+            and (self.copy is None or torch.equal(self.copy.some, self.copy.sample))  # type: ignore[arg-type]
         )
 
     def _is_of(self, x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> bool:
         """Whether dtype, weight and bias are these; of the values, as far as version and address tell."""
         copy = self.copy
         return (
-            x.dtype == self.weight.dtype
-            and values is self.values()
+            values is self.values()
             and bias is self.bias()
+            and x.dtype == self.key[1]
             and values.data_ptr() == self.address
-            and pattern.memo.get(("copy", x.dtype)) is copy
+            and pattern.memo.get(self.key) is copy
             and (copy is None or copy.version == values._version)
         )
 

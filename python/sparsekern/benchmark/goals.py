@@ -136,7 +136,7 @@ def goals(rows: Sequence[Row]) -> str:
         found: dict[tuple[str, str, str], list[float | None]] = {}
         for row in rows:
             if row.ours and goal.select(row):
-                key = ("all" if goal.worst else row.format, row.layout, row.weights)
+                key = (row.format, row.layout, row.weights)
                 found.setdefault(key, []).append(goal.measure(row, peers[row.case]))
         for key, measured in found.items():
             known = [figure for figure in measured if figure is not None]

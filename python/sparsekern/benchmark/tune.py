@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from .. import cost, ops
+from ..dense import gather, scatter
 from ..formats import CSR, parse_format
 from ..formats.products import PRODUCTS
 from .progress import progress
 from .timing import quantile, race
 
-SHAPES = ((512, 512), (2048, 1024), (768, 3072), (4096, 2048))
+SHAPES = ((128, 128), (512, 512), (2048, 1024), (768, 3072), (4096, 2048))
 BATCHES = (1, 2, 4, 5, 8, 9, 16, 32, 128, 512)
 _FROM_MEMORY = 2**23
 """Weights of so many elements overflow the caches, which counts for few rows of x; many are left out."""
@@ -156,11 +157,11 @@ def _native(
             "backward_weight": partial(products.backward, grad, x, values, *at, False, True, True),
         }
         yield from _read(family, dtype, shape, values.numel(), batch, calls)
-    dense: Tensor = products.scatter(values, *at)
-    yield from _read(
-        family, dtype, shape, dense.numel(), 1, {"scatter": lambda: products.scatter(values, *at)}
-    )
-    yield from _read(family, dtype, shape, values.numel(), 1, {"gather": lambda: products.gather(dense, *at)})
+    weight = scatter(values, pattern)
+    copies: dict[str, Callable[[], object]] = {"scatter": lambda: scatter(values, pattern, weight)}
+    yield from _read(family, dtype, shape, weight.numel(), 1, copies)
+    copies = {"gather": lambda: gather(weight, pattern)}
+    yield from _read(family, dtype, shape, values.numel(), 1, copies)
 
 
 @torch.no_grad()
