@@ -95,9 +95,9 @@ def random_pattern(format: str, shape: tuple[int, int], density: float) -> Patte
     return parse_format(format).from_mask(mask_maker(format)(*shape, density))
 
 
-def op(pattern: Pattern, product: str) -> Any:
+def op(pattern: Pattern, product: str, library: str = "sparsekern") -> Any:
     """The op of a pattern's format, e.g. ``torch.ops.sparsekern.csr_linear`` for ``"linear"``."""
-    return getattr(torch.ops.sparsekern, f"{pattern.format}_{product}")
+    return getattr(getattr(torch.ops, library), f"{pattern.format}_{product}")
 
 
 def free(format: str, sparsity: float) -> float | None:
@@ -136,12 +136,17 @@ def cases(
             yield Case(format, shape, batch, density, dtype, layout)
 
 
-def check_products(case: Case) -> None:
+def check_products(
+    case: Case,
+    library: str = "sparsekern",
+    where: Callable[[Pattern], tuple[list[Tensor], list[int]]] = where,
+) -> None:
     """Every op of a format on random numbers, against dense products in float64."""
     lay = LAYOUTS[case.layout]
     out_features, in_features = case.shape
     pattern = random_pattern(case.format, case.shape, case.density)
     at = where(pattern)
+    product = partial(op, pattern, library=library)
     x = lay(torch.randn(case.batch, in_features).to(case.dtype))
     grad = lay(torch.randn(case.batch, out_features).to(case.dtype))
     values = torch.randn(pattern.values_shape).to(case.dtype)
@@ -149,17 +154,17 @@ def check_products(case: Case) -> None:
     weight = pattern.scatter  # values to W, so that W of ones holds a 1 for each term
 
     y = Exact(lambda x, v: x @ weight(v).t(), x, values)
-    y.check(op(pattern, "linear")(x, values, None, *at), f"linear {case}")
+    y.check(product("linear")(x, values, None, *at), f"linear {case}")
     y = Exact(lambda x, v, b: x @ weight(v).t() + b, x, values, bias)
-    y.check(op(pattern, "linear")(x, values, bias, *at), f"linear with bias {case}")
+    y.check(product("linear")(x, values, bias, *at), f"linear with bias {case}")
 
     grad_x = Exact(lambda g, v: g @ weight(v), grad, values)
     grad_values = Exact(lambda g, x: pattern.gather(g.t() @ x), grad, x)
     grad_bias = Exact(lambda g: g.sum(0), grad)
-    grad_x.check(op(pattern, "linear_backward_input")(grad, values, *at), f"backward_input {case}")
-    grad_values.check(op(pattern, "linear_backward_weight")(grad, x, *at), f"backward_weight {case}")
+    grad_x.check(product("linear_backward_input")(grad, values, *at), f"backward_input {case}")
+    grad_values.check(product("linear_backward_weight")(grad, x, *at), f"backward_weight {case}")
     for need in itertools.product((True, False), repeat=3):
-        gradients = op(pattern, "linear_backward")(grad, x, values, *at, *need)
+        gradients = product("linear_backward")(grad, x, values, *at, *need)
         for exact, got, needed in zip((grad_x, grad_values, grad_bias), gradients, need, strict=True):
             if needed:
                 exact.check(got, f"backward, need {need}, {case}")

@@ -1,11 +1,14 @@
 """CSR patterns: what is derived from them, and that bad ones are refused whatever is wrong with them."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from sparsekern import CSR
-from sparsekern.formats.csr import row_index, tile_width
+from sparsekern.formats.csr import Transposed, row_index, tile_width
 
 
 def int32(*numbers):
@@ -43,7 +46,7 @@ def check_tiles(tile_ptr, row_ptr, cols, n_cols):
 @given(patterns())
 def test_tiles_cut_rows_and_columns(pattern):
     transposed = CSR.from_mask(pattern.to_mask().t())
-    tiles, others = pattern.tiles, transposed.tiles
+    tiles, others = pattern.derived, transposed.derived
     check_tiles(tiles.tile_ptr, pattern.row_ptr, pattern.col_idx, pattern.shape[1])
     check_tiles(tiles.t_tile_ptr, transposed.row_ptr, transposed.col_idx, pattern.shape[0])
     assert torch.equal(others.tile_ptr, tiles.t_tile_ptr)
@@ -54,13 +57,13 @@ def test_tiles_cut_rows_and_columns(pattern):
 def test_columns_are_as_short_as_they_can_be(in_features, dtype):
     flat = torch.tensor([0, in_features - 1, in_features, 2 * in_features - 1])
     pattern = CSR.from_flat_index((2, in_features), flat)
-    assert pattern.tiles.columns.dtype == dtype
-    assert pattern.tiles.columns.tolist() == pattern.col_idx.tolist() == [0, in_features - 1] * 2
+    assert pattern.derived.columns.dtype == dtype
+    assert pattern.derived.columns.tolist() == pattern.col_idx.tolist() == [0, in_features - 1] * 2
 
 
 @given(patterns())
 def test_columns_are_those_of_the_index(pattern):
-    assert torch.equal(pattern.tiles.columns.int(), pattern.col_idx)
+    assert torch.equal(pattern.derived.columns.int(), pattern.col_idx)
 
 
 @given(patterns())
@@ -71,8 +74,30 @@ def test_slots_of_the_transposed_entries(pattern):
     entries = zip(rows.tolist(), pattern.col_idx.tolist(), strict=True)
     keys = [(column // width, row // t_width, column, row) for row, column in entries]
     order = sorted(range(pattern.nnz), key=keys.__getitem__)
-    assert pattern.tiles.t_slot.dtype == torch.int32
-    assert pattern.tiles.t_slot[order].tolist() == list(range(pattern.nnz))
+    assert pattern.derived.t_slot.dtype == torch.int32
+    assert pattern.derived.t_slot[order].tolist() == list(range(pattern.nnz))
+
+
+@given(patterns())
+def test_the_transposed_index_of_gpus(pattern):
+    index = Transposed.build(pattern.shape, pattern.row_ptr, pattern.col_idx)
+    transposed = CSR.from_mask(pattern.to_mask().t())
+    assert torch.equal(index.t_row_ptr, transposed.row_ptr)
+    assert torch.equal(index.t_col_idx, transposed.col_idx)
+    position = torch.arange(pattern.shape[0] * pattern.shape[1]).view(pattern.shape)
+    slots = index.t_slot.long()
+    assert torch.equal(pattern.gather(position)[slots], transposed.gather(position.t()))
+    assert {tensor.dtype for tensor in index.tensors()} == {torch.int32}
+
+
+def test_what_a_device_needs_is_derived_when_a_pattern_comes_to_it():
+    pattern = CSR.from_mask(torch.rand(30, 20) < 0.3)
+    stranger = copy.copy(pattern)
+    stranger.derived = Transposed.build(pattern.shape, pattern.row_ptr, pattern.col_idx)
+    for arrived in (stranger.to("cpu"), pickle.loads(pickle.dumps(stranger)), copy.deepcopy(stranger)):
+        found, built = arrived.derived.tensors(), pattern.derived.tensors()
+        assert all(torch.equal(a, b) for a, b in zip(found, built, strict=True))
+    assert isinstance(stranger.to("meta").derived, Transposed), "there is nothing to derive from"
 
 
 @given(patterns())

@@ -1,8 +1,12 @@
-"""The CUDA kernels on the emulator, through their C functions: same source, same results as in float64."""
+"""The CUDA kernels on the emulator, through their torch bindings: the CPU's cases on CPU tensors.
+
+The sources of :data:`STEMS` are compiled as C++ with ``SPARSEKERN_EMULATED``; the ops stand in
+``torch.ops.sparsekern_emulated``.
+"""
 
 from __future__ import annotations
 
-import ctypes
+import itertools
 import os
 import shutil
 import subprocess
@@ -10,91 +14,152 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, MEDIUM_SHAPES, SMALL_SHAPES, random_pattern
+from cases import LAYOUTS, MEDIUM_SHAPES, SMALL_SHAPES, Case, cases, check_products, op, random_pattern
+from sparsekern import CSR, Pattern
+from sparsekern.formats.csr import Transposed
 from sparsekern.formats.products import ACTIVATIONS
-from tolerance import assert_product
+from tolerance import Exact
 from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or ""
+EMULATED = "sparsekern_emulated"
+
+STEMS = ("csr",)
+"""Formats that have CUDA kernels."""
+FORMATS = ("csr",)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-class Matrix(ctypes.Structure):
-    """``sk_matrix`` of common.h."""
-
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("batch", "features", "stride_batch", "stride_feature")),
-    )
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> Matrix:
-        return cls(tensor.data_ptr(), *tensor.shape, *tensor.stride())
+def gpu_operands(pattern: Pattern) -> tuple[list[Tensor], list[int]]:
+    """A pattern as the ops of its format take it on a GPU."""
+    if isinstance(pattern, CSR):
+        index = Transposed.build(pattern.shape, pattern.row_ptr, pattern.col_idx)
+        return [pattern.row_ptr, pattern.col_idx, *index.tensors()], pattern.sizes()
+    return pattern.tensors(), pattern.sizes()
 
 
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """A library of the ``.cu`` files, compiled as C++ for the emulator."""
+@pytest.fixture(autouse=True)
+def one_thread(keep_threads: None) -> None:
+    """The reference is small: its threads would only wait for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def library(tmp_path_factory: pytest.TempPathFactory) -> torch.library.Library:
+    """The ops of ``sparsekern_emulated``, with the schemas of ``sparsekern``."""
     if not COMPILER:
         pytest.skip("needs a C++ compiler")
-    library = tmp_path_factory.mktemp("emulated") / "libkernels.so"
-    includes = [f"-I{ROOT / folder}" for folder in ("csrc/include", "csrc/cuda", "tests/emulator")]
-    flags = ["-std=c++17", "-O1", "-Wno-unknown-pragmas", "-shared", "-fPIC", *includes]
-    sources = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-    built = subprocess.run(
-        [COMPILER, *flags, "-x", "c++", *sources, "-o", library], capture_output=True, text=True, check=False
-    )
-    if "_Float16" in built.stderr:
-        pytest.skip("the compiler lacks _Float16")
-    assert built.returncode == 0, built.stderr
-    loaded = ctypes.CDLL(str(library))
-    loaded.sk_csr_linear_cuda.restype = ctypes.c_char_p
-    loaded.sk_csr_linear_cuda.argtypes = [
-        ctypes.c_int64,
-        *[ctypes.c_void_p] * 3,
-        ctypes.POINTER(Matrix),
-        ctypes.c_void_p,
-        ctypes.c_int,
-        ctypes.POINTER(Matrix),
-        ctypes.c_int,
-        ctypes.c_void_p,
+    folder = tmp_path_factory.mktemp("emulated")
+    includes = [f"-I{ROOT / name}" for name in ("csrc/include", "csrc/cuda", "csrc/torch", "tests/emulator")]
+    torch_include = Path(torch.__file__).parent / "include"
+    flags = [
+        "-std=c++17",
+        "-O2",
+        "-shared",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-Wno-unknown-pragmas",
+        "-Wno-psabi",
     ]
-    return loaded
+    flags += [
+        "-DSPARSEKERN_EMULATED",
+        "-DTORCH_TARGET_VERSION=0x020b000000000000",
+        f"-isystem{torch_include}",
+    ]
+    sources = [
+        ROOT / path for stem in STEMS for path in (f"csrc/cuda/{stem}.cu", f"csrc/torch/{stem}_cuda.cpp")
+    ]
+    builds = [
+        subprocess.Popen(
+            [COMPILER, *flags, *includes, "-x", "c++", "-c", source, "-o", folder / f"{source.name}.o"],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for source in sources
+    ]
+    errors = "".join(build.communicate()[1] for build in builds)
+    if "_Float16" in errors:
+        pytest.skip("the compiler lacks _Float16")
+    assert not any(build.returncode for build in builds), errors
+    objects = [folder / f"{source.name}.o" for source in sources]
+    linked = [f"-L{torch_include.parent / 'lib'}", "-ltorch_cpu", "-o", folder / "libemulated.so"]
+    subprocess.run([COMPILER, "-shared", *objects, *linked], check=True)
+    defined = torch.library.Library(EMULATED, "DEF")
+    for stem in STEMS:
+        for name in (
+            "linear",
+            "linear_backward",
+            "linear_backward_input",
+            "linear_backward_weight",
+            "scatter",
+            "gather",
+        ):
+            schema = getattr(torch.ops.sparsekern, f"{stem}_{name}").default._schema
+            defined.define(str(schema).removeprefix("sparsekern::"))
+    torch.ops.load_library(str(folder / "libemulated.so"))
+    return defined
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+def check(case: Case) -> None:
+    check_products(case, EMULATED, gpu_operands)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("batch", [1, 7, 8, 33])
-@pytest.mark.parametrize("shape", [*SMALL_SHAPES, MEDIUM_SHAPES[0]], ids=str)
-def test_csr_linear(kernels, shape, batch, dtype, layout, activation):
-    out_features, in_features = shape
-    pattern = random_pattern("csr", shape, 0.3)
-    lay = LAYOUTS[layout]
-    values = torch.randn(pattern.values_shape).to(dtype)
-    bias = torch.randn(out_features).to(dtype) if batch != 7 else None
-    x = lay(torch.randn(batch, in_features).to(dtype))
-    y = lay(torch.full((batch, out_features), torch.nan).to(dtype))
-    error = kernels.sk_csr_linear_cuda(
-        out_features,
-        pattern.row_ptr.data_ptr(),
-        pattern.col_idx.data_ptr(),
-        values.data_ptr(),
-        Matrix.of(x),
-        None if bias is None else bias.data_ptr(),
-        list(ACTIVATIONS).index(activation),
-        Matrix.of(y),
-        DTYPES.index(dtype),
-        None,
-    )
-    assert error is None, error.decode()
-    frame = y if y._base is None else y._base
-    assert int(frame.isnan().sum()) == frame.numel() - y.numel(), "written beside y"
-    if activation is None:
-        shift = torch.zeros(out_features, dtype=dtype) if bias is None else bias
-        assert_product(y, lambda x, v, b: x @ pattern.scatter(v).t() + b, x, values, shift)
-    else:
-        exact = torch.nn.functional.linear(
-            x.double(), pattern.scatter(values.double()), None if bias is None else bias.double()
-        )
-        torch.testing.assert_close(y, ACTIVATIONS[activation](exact).to(dtype))
+@pytest.mark.parametrize("format", FORMATS)
+def test_small_shapes(format: str, dtype: torch.dtype, layout: str) -> None:
+    for case in cases(SMALL_SHAPES, [format], [layout], [dtype], sample=3):
+        check(case)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_medium_shape(format: str, dtype: torch.dtype, layout: str) -> None:
+    for case in cases(MEDIUM_SHAPES[:1], [format], [layout], [dtype], sample=1):
+        check(case)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_wide_shape(format: str, dtype: torch.dtype) -> None:
+    """More columns than a panel of x in shared memory holds."""
+    check(Case(format, (20, 1100), 70, 0.1, dtype, "batch-major"))
+
+
+@pytest.mark.parametrize("batch", [1, 5, 40])
+@pytest.mark.parametrize("format", FORMATS)
+def test_activations(format: str, batch: int) -> None:
+    pattern = random_pattern(format, (37, 50), 0.3)
+    x, values = torch.randn(batch, 50), torch.randn(pattern.values_shape)
+    y = Exact(lambda x, v: x @ pattern.scatter(v).t(), x, values)
+    for code, (name, function) in enumerate(ACTIVATIONS.items()):
+        got = op(pattern, "linear", EMULATED)(x, values, None, *gpu_operands(pattern), activation=code)
+        y.check_activated(function, got, f"{format} {name}")
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+@pytest.mark.parametrize("format", FORMATS)
+def test_scatter_and_gather(format: str, dtype: torch.dtype) -> None:
+    for shape, density in itertools.product([*SMALL_SHAPES, MEDIUM_SHAPES[0]], (0.0, 0.3, 1.0)):
+        pattern = random_pattern(format, shape, density)
+        dense = torch.randn(shape).to(dtype)
+        values = op(pattern, "gather", EMULATED)(dense, *gpu_operands(pattern))
+        assert torch.equal(values, pattern.gather(dense))
+        again = op(pattern, "scatter", EMULATED)(values, *gpu_operands(pattern))
+        assert torch.equal(again, pattern.scatter(values))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_does_not_fit_is_refused(format: str) -> None:
+    pattern = random_pattern(format, (32, 32), 0.3)
+    index, sizes = gpu_operands(pattern)
+    x, values = torch.randn(2, 32), torch.randn(pattern.values_shape)
+    linear = op(pattern, "linear", EMULATED)
+    with pytest.raises(RuntimeError, match="x must be float32, bfloat16 or float16, got float64"):
+        linear(x.double(), values.double(), None, index, sizes)
+    with pytest.raises(RuntimeError, match=r"pattern must be the 5 tensors of [A-Z]+\.tensors\(\), got 1"):
+        linear(x, values, None, index[:1], sizes)
+    with pytest.raises(RuntimeError, match="col_idx must be contiguous int32"):
+        linear(x, values, None, [index[0], index[1].long(), *index[2:]], sizes)

@@ -49,7 +49,7 @@ def test_round_trips(mask_n_m):
 def test_it_is_a_csr_pattern_too(mask_n_m):
     mask, n, m = mask_n_m
     tiles = NM.from_mask(mask, n=n, m=m).tiles.tensors()
-    assert all(torch.equal(a, b) for a, b in zip(tiles, CSR.from_mask(mask).tiles.tensors(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(tiles, CSR.from_mask(mask).derived.tensors(), strict=True))
 
 
 def unpack(packed, bits, count):

@@ -55,6 +55,24 @@ SK_DEVICE float warp_sum(float v) {
   return v;
 }
 
+// The sums over the lanes of a warp of n numbers, n a power of two: that of v[i] in lanes i, i + n, ... Each step halves what
+// a lane still sums: 2 n shuffles at most, where n times warp_sum takes 5 n.
+template <int n>
+SK_DEVICE float warp_sums(float (&v)[n]) {
+#pragma unroll
+  for (int half = n / 2; half > 0; half /= 2) {
+    const bool upper = lane() & half;
+#pragma unroll
+    for (int i = 0; i < half; i++) {
+      const float keep = upper ? v[i + half] : v[i], give = upper ? v[i] : v[i + half];
+      v[i] = keep + shuffle_xor(give, half);
+    }
+  }
+#pragma unroll
+  for (int i = n; i < kWarp; i *= 2) v[0] += shuffle_xor(v[0], i);
+  return v[0];
+}
+
 // As torch.nn.functional's relu, gelu (exact) and silu.
 SK_DEVICE float activate(sk_activation activation, float v) {
   switch (activation) {
@@ -64,5 +82,27 @@ SK_DEVICE float activate(sk_activation activation, float v) {
     default: return v;
   }
 }
+
+// f(T()) for the type T that numbers of `dtype` have in kernels.
+template <class F>
+const char* with_type(sk_dtype dtype, F f) {
+  switch (dtype) {
+    case SK_FLOAT32: return f(float());
+    case SK_BFLOAT16: return f(bf16());
+    case SK_FLOAT16: return f(fp16());
+  }
+  return "unknown dtype";
+}
+
+// f(E()) for the unsigned integer E of 2, 4 or 8 bytes.
+template <class F>
+const char* with_element(int bytes, F f) {
+  return bytes == 2 ? f(uint16_t()) : bytes == 4 ? f(uint32_t()) : f(uint64_t());
+}
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// A grid's second dimension for n blocks: kernels loop where that is fewer.
+constexpr unsigned limited(int64_t n) { return unsigned(n < 65535 ? n : 65535); }
 
 }  // namespace sk::gpu

@@ -5,7 +5,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#define SK_KERNEL(threads) static __global__ void __launch_bounds__(threads)
+// Of a block: its most threads and, if given, how many blocks a multiprocessor is to hold, which bounds the registers.
+#define SK_KERNEL(...) static __global__ void __launch_bounds__(__VA_ARGS__)
 #define SK_DEVICE static __device__ __forceinline__
 #define SK_MEMBER __device__ __forceinline__
 

@@ -9,6 +9,7 @@ namespace {
 
 struct Bsr {
   static constexpr const char* kName = "bsr";
+  using Device = Cpu;
   int64_t rows, cols;
   Sizes values_shape;
   sk_bsr w;
@@ -39,21 +40,19 @@ struct Bsr {
   }
 
   void linear(const void* values, const sk_matrix* x, const void* bias, sk_activation activation, const sk_matrix* y,
-              sk_dtype dtype, const sk_threads* threads) const {
-    sk_bsr_linear(&w, values, x, bias, activation, y, dtype, threads);
+              sk_dtype dtype, const Cpu& at) const {
+    sk_bsr_linear(&w, values, x, bias, activation, y, dtype, &at.threads);
   }
-  void scatter(const void* values, int bytes, void* dense, const sk_threads* threads) const {
-    sk_bsr_scatter(&w, values, bytes, dense, threads);
+  void scatter(const void* values, int bytes, void* dense, const Cpu& at) const {
+    sk_bsr_scatter(&w, values, bytes, dense, &at.threads);
   }
-  void gather(const void* dense, int bytes, void* values, const sk_threads* threads) const {
-    sk_bsr_gather(&w, dense, bytes, values, threads);
-  }
-  int64_t workspace(int64_t batch, const sk_threads* threads) const {
-    return sk_bsr_linear_backward_workspace(&w, batch, threads);
+  void gather(const void* dense, int bytes, void* values, const Cpu& at) const {
+    sk_bsr_gather(&w, dense, bytes, values, &at.threads);
   }
   void backward(const void* values, const sk_matrix* grad, const sk_matrix* x, const sk_matrix* grad_x, void* grad_values,
-                void* grad_bias, void* workspace, sk_dtype dtype, const sk_threads* threads) const {
-    sk_bsr_linear_backward(&w, values, grad, x, grad_x, grad_values, grad_bias, workspace, dtype, threads);
+                void* grad_bias, sk_dtype dtype, const Cpu& at) const {
+    void* const workspace = at.workspace(sk_bsr_linear_backward_workspace(&w, grad->batch, &at.threads));
+    sk_bsr_linear_backward(&w, values, grad, x, grad_x, grad_values, grad_bias, workspace, dtype, &at.threads);
   }
 };
 

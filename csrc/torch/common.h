@@ -75,9 +75,11 @@ struct Checker {
     return a.is_cpu() == b.is_cpu() && a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
   }
 
-  sk_dtype dtype(const char* name, const Tensor& t) const {
+  sk_dtype dtype(const char* name, const Tensor& t, bool float16) const {
     const ScalarType type = t.scalar_type();
-    require(type == ScalarType::Float || type == ScalarType::BFloat16, name, "float32 or bfloat16", t);
+    if (float16 && type == ScalarType::Half) return SK_FLOAT16;
+    require(type == ScalarType::Float || type == ScalarType::BFloat16, name,
+            float16 ? "float32, bfloat16 or float16" : "float32 or bfloat16", t);
     return type == ScalarType::BFloat16 ? SK_BFLOAT16 : SK_FLOAT32;
   }
 
@@ -131,25 +133,18 @@ inline Tensor empty_tensor(const Tensor& like, const std::vector<int64_t>& sizes
 
 // Scratch memory for one call, 64-byte aligned. It is kept for the next one, a buffer per calling thread: fresh memory costs
 // page faults, 5 % of a training step.
-class Workspace {
- public:
-  explicit Workspace(int64_t bytes) {
-    static thread_local std::unique_ptr<void, decltype(&std::free)> kept(nullptr, &std::free);
-    static thread_local int64_t size = 0;
-    if (bytes > size) {
-      kept.reset();
-      size = 0;
-      kept.reset(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
-      if (kept == nullptr) throw std::bad_alloc();
-      size = bytes;
-    }
-    data_ = kept.get();
+inline void* kept_memory(int64_t bytes) {
+  static thread_local std::unique_ptr<void, decltype(&std::free)> kept(nullptr, &std::free);
+  static thread_local int64_t size = 0;
+  if (bytes > size) {
+    kept.reset();
+    size = 0;
+    kept.reset(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+    if (kept == nullptr) throw std::bad_alloc();
+    size = bytes;
   }
-  void* data() const { return data_; }
-
- private:
-  void* data_;
-};
+  return kept.get();
+}
 
 // torch's own threads: one pool, so no oversubscription, and torch.set_num_threads rules.
 inline sk_threads torch_threads() {

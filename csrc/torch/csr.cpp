@@ -3,10 +3,6 @@
 #include "sparsekern/csr.h"
 
 #include "tiles.h"
-#ifdef SPARSEKERN_CUDA
-#include "cuda.h"
-#include "sparsekern/csr_cuda.h"
-#endif
 
 namespace sk {
 namespace {
@@ -32,8 +28,8 @@ struct Csr : CsrBased {
   }
 
   void linear(const void* values, const sk_matrix* x, const void* bias, sk_activation activation, const sk_matrix* y,
-              sk_dtype dtype, const sk_threads* threads) const {
-    sk_csr_linear(&csr, values, x, bias, activation, y, dtype, threads);
+              sk_dtype dtype, const Cpu& at) const {
+    sk_csr_linear(&csr, values, x, bias, activation, y, dtype, &at.threads);
   }
 };
 
@@ -67,28 +63,9 @@ std::tuple<Tensor, Tensor, Tensor> csr_derive(const Tensor& row_ptr, const Tenso
   return {tile_ptr, t_tile_ptr, t_slot};
 }
 
-#ifdef SPARSEKERN_CUDA
-Tensor linear_cuda(const Tensor& x, const Tensor& values, const std::optional<Tensor>& bias, const Pattern& pattern,
-                   const Sizes& sizes, int64_t activation) {
-  return linear<Csr>(
-      x, values, bias, pattern, sizes, activation,
-      [&](const Csr& w, const sk_matrix& input, const void* b, sk_activation a, const sk_matrix& output, sk_dtype dtype) {
-        const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-        const char* error = sk_csr_linear_cuda(w.rows, w.row_ptr.const_data_ptr<int32_t>(),
-                                               w.col_idx.const_data_ptr<int32_t>(), values.const_data_ptr(), &input, b, a,
-                                               &output, dtype, current_cuda_stream(x.get_device_index()));
-        if (error != nullptr) throw std::runtime_error(std::string("sparsekern::csr_linear: CUDA says: ") + error);
-      });
-}
-#endif
-
 }  // namespace
 }  // namespace sk
 
 SK_REGISTER_PRODUCTS(csr, sk::Csr)
 
 STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) { m.impl("csr_derive", TORCH_BOX(&sk::csr_derive)); }
-
-#ifdef SPARSEKERN_CUDA
-STABLE_TORCH_LIBRARY_IMPL(sparsekern, CUDA, m) { m.impl("csr_linear", TORCH_BOX(&sk::linear_cuda)); }
-#endif

@@ -53,21 +53,19 @@ inline sk_csr tiles(const Checker& check, const Pattern& list, int64_t rows, int
 
 // What a format whose matrices are CSR matrices too has from there: all but the forward product.
 struct CsrBased {
+  using Device = Cpu;
   sk_csr csr;
 
-  void scatter(const void* values, int bytes, void* dense, const sk_threads* threads) const {
-    sk_csr_scatter(&csr, values, bytes, dense, threads);
+  void scatter(const void* values, int bytes, void* dense, const Cpu& at) const {
+    sk_csr_scatter(&csr, values, bytes, dense, &at.threads);
   }
-  void gather(const void* dense, int bytes, void* values, const sk_threads* threads) const {
-    sk_csr_gather(&csr, dense, bytes, values, threads);
-  }
-
-  int64_t workspace(int64_t batch, const sk_threads* threads) const {
-    return sk_csr_linear_backward_workspace(&csr, batch, threads);
+  void gather(const void* dense, int bytes, void* values, const Cpu& at) const {
+    sk_csr_gather(&csr, dense, bytes, values, &at.threads);
   }
   void backward(const void* values, const sk_matrix* grad, const sk_matrix* x, const sk_matrix* grad_x, void* grad_values,
-                void* grad_bias, void* workspace, sk_dtype dtype, const sk_threads* threads) const {
-    sk_csr_linear_backward(&csr, values, grad, x, grad_x, grad_values, grad_bias, workspace, dtype, threads);
+                void* grad_bias, sk_dtype dtype, const Cpu& at) const {
+    void* const workspace = at.workspace(sk_csr_linear_backward_workspace(&csr, grad->batch, &at.threads));
+    sk_csr_linear_backward(&csr, values, grad, x, grad_x, grad_values, grad_bias, workspace, dtype, &at.threads);
   }
 };
 

@@ -37,8 +37,8 @@ struct Vnm : CsrBased {
   }
 
   void linear(const void* values, const sk_matrix* x, const void* bias, sk_activation activation, const sk_matrix* y,
-              sk_dtype dtype, const sk_threads* threads) const {
-    sk_vnm_linear(&w, values, x, bias, activation, y, dtype, threads);
+              sk_dtype dtype, const Cpu& at) const {
+    sk_vnm_linear(&w, values, x, bias, activation, y, dtype, &at.threads);
   }
 };
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .formats import BSR, CSR, Pattern, mask
+from .formats.csr import Tiles
 from .formats.groups import GroupPattern
 from .formats.products import PRODUCTS, strided
 
@@ -153,7 +154,7 @@ def _scatter(values: Tensor, pattern: Pattern) -> Tensor:
 
 def scatter(values: Tensor, pattern: Pattern, memory: Tensor | None = None) -> Tensor:
     """W, in ``memory`` where it may."""
-    if isinstance(pattern, BSR):  # whole rows of blocks need no mask
+    if not _has_mask(pattern):
         return _scatter(values, pattern)
     weight = values.new_empty(pattern.shape) if memory is None else memory
     mask.expand(values, *_mask(pattern), weight)
@@ -162,7 +163,7 @@ def scatter(values: Tensor, pattern: Pattern, memory: Tensor | None = None) -> T
 
 def gather(dense: Tensor, pattern: Pattern) -> Tensor:
     """The values of W again."""
-    if isinstance(pattern, BSR):
+    if not _has_mask(pattern):
         values: Tensor = PRODUCTS[pattern.format].gather(dense, *pattern.operands)
         return values
     values = dense.new_empty(pattern.values_shape)
@@ -170,11 +171,18 @@ def gather(dense: Tensor, pattern: Pattern) -> Tensor:
     return values
 
 
+def _has_mask(pattern: Pattern) -> bool:
+    """Whole rows of blocks need none, and GPU kernels move values by column."""
+    return not isinstance(pattern, BSR) and pattern.device.type == "cpu"
+
+
 def _mask(pattern: Pattern) -> tuple[Tensor, Tensor]:
     found: tuple[Tensor, Tensor] | None = pattern.memo.get("mask")
     if found is None:
         assert isinstance(pattern, CSR | GroupPattern)
-        found = pattern.memo["mask"] = mask.mask_of(pattern.tiles, pattern.shape[1])
+        tiles = pattern.derived if isinstance(pattern, CSR) else pattern.tiles
+        assert isinstance(tiles, Tiles)
+        found = pattern.memo["mask"] = mask.mask_of(tiles, pattern.shape[1])
     return found
 
 

@@ -17,6 +17,7 @@ from .formats.products import ACTIVATIONS, PRODUCTS
 
 BACKENDS = ("auto", "native", "dense", "reference")
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+GPU_DTYPES = (*NATIVE_DTYPES, torch.float16)
 SCATTER_DTYPES = (*NATIVE_DTYPES, torch.float16, torch.float64)
 
 CHECK = os.environ.get("SPARSEKERN_CHECK", "0") not in ("", "0")
@@ -42,10 +43,11 @@ def linear(
         bias: ``[out_features]`` or None.
         activation: σ, ``"relu"``, ``"gelu"`` (exact), ``"silu"`` or None. The native kernels apply it as they
             store y, where no gradient is asked for.
-        backend: ``"native"`` (compiled kernels; float32 and bfloat16, accumulated in float32), ``"dense"``
-            (torch's product with a dense copy of W, kept while the values do not change; any dtype and
-            device), ``"reference"`` (the same in plain torch operations, with nothing kept) or ``"auto"``:
-            native where it can run and is predicted to be faster than dense, see :mod:`sparsekern.cost`.
+        backend: ``"native"`` (compiled kernels; float32 and bfloat16, on GPUs float16, accumulated in
+            float32), ``"dense"`` (torch's product with a dense copy of W, kept while the values do not
+            change; any dtype and device), ``"reference"`` (the same in plain torch operations, with nothing
+            kept) or ``"auto"``: native where it can run and is predicted to be faster than dense, see
+            :mod:`sparsekern.cost`.
 
     Returns:
         ``(..., out_features)``, of x's dtype. Differentiable in x, values and bias, any number of times.
@@ -153,8 +155,9 @@ def _check_like(
 
 def unavailable(dtype: torch.dtype, kind: str, pattern: Pattern) -> str | None:
     """Why the native kernels cannot run on an x of this dtype and device type, or None if they can."""
-    if dtype not in NATIVE_DTYPES:
-        return f"it takes {' or '.join(str(d) for d in NATIVE_DTYPES)}, got {dtype}"
+    dtypes = GPU_DTYPES if kind == "cuda" else NATIVE_DTYPES
+    if dtype not in dtypes:
+        return f"it takes {' or '.join(str(d) for d in dtypes)}, got {dtype}"
     if _transformed():
         return "torch.func transforms and forward-mode derivatives need ops made of torch's own"
     if kind in ("cpu", "meta"):

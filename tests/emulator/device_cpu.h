@@ -5,7 +5,7 @@
 
 #include "emulator.h"
 
-#define SK_KERNEL(threads) static void
+#define SK_KERNEL(...) static void
 #define SK_DEVICE [[maybe_unused]] static inline
 #define SK_MEMBER
 #define SK_SITE(what) \

@@ -8,13 +8,13 @@
 extern "C" {
 #endif
 
-/* Storage types. Arithmetic and accumulation are float32 for both. */
-typedef enum { SK_FLOAT32 = 0, SK_BFLOAT16 = 1 } sk_dtype;
+/* Storage types. Arithmetic and accumulation are float32 for all. float16 is for GPUs alone. */
+typedef enum { SK_FLOAT32 = 0, SK_BFLOAT16 = 1, SK_FLOAT16 = 2 } sk_dtype;
 
 /* What is applied to y before it is stored: y, max(y, 0), y Phi(y) with the normal distribution function Phi, y / (1 + e^-y). */
 typedef enum { SK_IDENTITY = 0, SK_RELU = 1, SK_GELU = 2, SK_SILU = 3 } sk_activation;
 
-/* A [batch, features] matrix in host memory, one of whose strides is 1:
+/* A [batch, features] matrix, one of whose strides is 1:
  * batch-major (stride_feature == 1) or feature-major (stride_batch == 1). Strides count elements. */
 typedef struct {
   void* data;

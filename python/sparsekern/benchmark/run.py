@@ -231,7 +231,7 @@ def _rotate(calls: Sequence[Call]) -> Call:
 
 
 _READ = {
-    "csr": ("row_ptr", "tiles.columns"),
+    "csr": ("row_ptr", "derived.columns"),
     "bsr": ("block_row_ptr", "block_col_idx"),
     "nm": ("packed",),
     "vnm": ("selected", "packed"),

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .checks import check_compressed, check_scores, check_shape, kept_count
-from .csr import compress, counts_to_ptr, row_index
+from .csr import compress, counts_to_ptr, row_index, transpose
 from .pattern import Pattern, check_mask, top_mask
 from .sampling import sample
 
@@ -54,16 +54,11 @@ class BSR(Pattern):
         )
         self.block_row_ptr = block_row_ptr
         self.block_col_idx = block_col_idx
-        block_row = row_index(block_row_ptr, block_col_idx.numel())
-        order = torch.argsort(block_col_idx, stable=True)  # stable, so block rows ascend
-        self.t_block_ptr = torch.searchsorted(
-            block_col_idx[order], torch.arange(columns + 1, device=order.device), out_int32=True
-        )
-        self.t_block_row = block_row[order].to(torch.int32)
-        self.t_block = order.to(torch.int32)
+        self.t_block_ptr, self.t_block_row, self.t_block = transpose(block_row_ptr, block_col_idx, columns)
         self._nnz = block_col_idx.numel() * self.block[0] * self.block[1]
         if block_col_idx.device.type != "meta":  # there, nobody knows where the blocks are
-            heights, widths = _inside(self.shape, self.block, order.device)
+            heights, widths = _inside(self.shape, self.block, block_col_idx.device)
+            block_row = row_index(block_row_ptr, block_col_idx.numel())
             self._nnz = int((heights[block_row] * widths[block_col_idx]).sum())
 
     @classmethod

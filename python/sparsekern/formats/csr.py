@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,6 +78,33 @@ class Tiles:
         vars(self).update(state, columns=columns.view(torch.uint16) if short else columns)
 
 
+@dataclass(frozen=True)
+class Transposed:
+    """What the GPU kernels need of a pattern beside its rows: W transposed, for ``backward_input``.
+
+    Attributes:
+        t_row_ptr: int32 ``[in + 1]``; column c owns the entries ``t_row_ptr[c] : t_row_ptr[c + 1]``.
+        t_col_idx: int32 ``[nnz]``: their rows, ascending within a column.
+        t_slot: int32 ``[nnz]``: which value each of them is. The values are stored once.
+    """
+
+    t_row_ptr: Tensor
+    t_col_idx: Tensor
+    t_slot: Tensor
+
+    @classmethod
+    def build(cls, shape: tuple[int, int], row_ptr: Tensor, col_idx: Tensor) -> Transposed:
+        """From CSR's checked ``row_ptr`` and ``col_idx``, on their device."""
+        return cls(*transpose(row_ptr, col_idx, shape[1]))
+
+    def tensors(self) -> list[Tensor]:
+        """``[t_row_ptr, t_col_idx, t_slot]``."""
+        return [self.t_row_ptr, self.t_col_idx, self.t_slot]
+
+    def _map(self, fn: Callable[[Tensor], Tensor]) -> Transposed:
+        return map_tensors(self, fn)
+
+
 class CSR(Pattern):
     """An unstructured pattern.
 
@@ -87,17 +115,36 @@ class CSR(Pattern):
 
     Raises:
         ValueError: wrong dtype, shape or contents; the message names the tensor, the rule and what was found.
+
+    ``derived`` is what the kernels of the tensors' device need beside them.
     """
 
     format = "csr"
     state_names = ("row_ptr", "col_idx")
+    derived: Tiles | Transposed
 
     def __init__(self, shape: tuple[int, int], row_ptr: Tensor, col_idx: Tensor) -> None:
         self.shape = check_shape(shape)
         check_compressed("row_ptr", row_ptr, "col_idx", col_idx, *self.shape, "nnz")
         self.row_ptr = row_ptr
         self.col_idx = col_idx
-        self.tiles = Tiles.build(self.shape, row_ptr, col_idx)
+        self.derived = self._kind().build(self.shape, row_ptr, col_idx)
+
+    def _kind(self) -> type[Tiles] | type[Transposed]:
+        return Transposed if self.device.type == "cuda" else Tiles
+
+    def _map(self, fn: Callable[[Tensor], Tensor]) -> CSR:
+        moved = super()._map(fn)
+        moved._derive_again()
+        return moved
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._derive_again()  # torch.load can bring tensors to another device
+
+    def _derive_again(self) -> None:
+        if not isinstance(self.derived, self._kind()) and self.device.type != "meta":
+            self.derived = self._kind().build(self.shape, self.row_ptr, self.col_idx)
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> CSR:
@@ -159,14 +206,23 @@ class CSR(Pattern):
         return self.row_ptr.device
 
     def tensors(self) -> list[Tensor]:
-        """``[row_ptr, col_idx]`` and those of :class:`Tiles`."""
-        return [self.row_ptr, self.col_idx, *self.tiles.tensors()]
+        """``[row_ptr, col_idx]`` and those of :class:`Tiles`, on GPUs of :class:`Transposed`."""
+        return [self.row_ptr, self.col_idx, *self.derived.tensors()]
 
 
 def row_index(row_ptr: Tensor, nnz: int) -> Tensor:
     """int64 ``[nnz]``: the row of each entry."""
     rows = torch.arange(row_ptr.numel() - 1, device=row_ptr.device)
     return torch.repeat_interleave(rows, row_ptr.diff(), output_size=nnz)
+
+
+def transpose(ptr: Tensor, idx: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``(ptr, idx)`` of the transpose, and which entry each of its entries is; int32, on their device."""
+    order = torch.argsort(idx, stable=True)  # stable, so rows ascend
+    starts = torch.arange(columns + 1, device=idx.device)
+    t_ptr = torch.searchsorted(idx[order], starts, out_int32=True)
+    t_idx = row_index(ptr, idx.numel())[order].to(torch.int32)
+    return t_ptr, t_idx, order.to(torch.int32)
 
 
 def compress(flat_index: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
