@@ -37,11 +37,12 @@ def test_the_sample_of_auto_holds_every_pair() -> None:
     auto = SUITES["auto"]
     sample = list(auto.cases())
     assert len(sample) <= 200  # 10 minutes
+    sample = [case for case in sample if case.batch < 4096]  # of those, many are too large
     for names in itertools.combinations(("format", "batch", "product", "dtype"), 2):
         lists = ({getattr(case, name) for case in sample} for name in names)
         pairs = {tuple(getattr(case, name) for name in names) for case in sample}
         assert len(pairs) == len(list(itertools.product(*lists)))
-    assert len(list(auto.cases(formats=["csr"], products=["forward"]))) == 7 * 5 * 7 * 2
+    assert len(list(auto.cases(formats=["csr"], products=["forward"]))) == 7 * (5 * 7 - 1) * 2
 
 
 def test_lists_of_a_suite_are_replaced() -> None:

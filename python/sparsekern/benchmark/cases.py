@@ -66,8 +66,8 @@ class Suite:
         ours: backend and layout of x of each :class:`~.contenders.Sparsekern` that takes part.
         only_dense: whether dense torch is the only peer.
         max_macs: dense products of more multiply-adds are left out, but for shapes that were asked for.
-        every: of the suite as it is, each so many-th case. Where it has no factor in common with the lengths of
-            the lists, all pairs of their members come.
+        every: of the suite as it is, each so many-th case. Where it has no factor in common with the lengths
+            of the lists, all pairs of their members come.
     """
 
     about: str
