@@ -172,7 +172,7 @@ class BSR(Pattern):
         column = (self.block_col_idx.long() * width)[:, None, None] + torch.arange(width, device=device)
         index = row * in_features + column
         if out_features % height or in_features % width:
-            index[(row >= out_features) | (column >= in_features)] = out_features * in_features
+            index.masked_fill_((row >= out_features) | (column >= in_features), out_features * in_features)
         return index
 
     def tensors(self) -> list[Tensor]:

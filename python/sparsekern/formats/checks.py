@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Real
 from operator import index as as_int
 
@@ -56,23 +57,26 @@ def check_compressed(
     check_one_device(**{ptr_name: ptr, idx_name: idx})
     if ptr.device.type == "meta":
         return
+    # All questions at once, so that a GPU is waited for once. A step down is allowed only where a row starts.
     count = idx.numel()
-    first, last = int(ptr[0]), int(ptr[-1])
+    falling = ptr[1:] < ptr[:-1]  # not diff(), which can overflow
+    facts = [ptr[0], ptr[-1], falling.any()]
+    unsorted = falling
+    if count:
+        starts = torch.zeros(count + 1, dtype=torch.bool, device=ptr.device)
+        starts.index_fill_(0, ptr.clamp(0, count).long(), True)
+        unsorted = (idx[1:] <= idx[:-1]).logical_and_(starts[1:count].logical_not_())
+        facts += [*torch.aminmax(idx), unsorted.any()]
+    first, last, falls, *rest = torch.stack([fact.to(torch.int32) for fact in facts]).tolist()
     if first != 0 or last != count:
         raise ValueError(f"{ptr_name} must run from 0 to {entries} = {count}, got {first} to {last}")
-    falling = (ptr[1:] < ptr[:-1]).nonzero()  # not diff(), which can overflow
-    if falling.numel():
-        raise ValueError(f"{ptr_name} must not decrease, got a decrease after row {int(falling[0])}")
-    if count == 0:
-        return
-    low, high = int(idx.min()), int(idx.max())
+    if falls:
+        row = int(falling.nonzero()[0])
+        raise ValueError(f"{ptr_name} must not decrease, got a decrease after row {row}")
+    low, high, breaks = rest or (0, -1, 0)
     if low < 0 or high >= columns:
         raise ValueError(f"{idx_name} must be in [0, {columns}), got values from {low} to {high}")
-    # A step down is allowed only where a row starts.
-    unsorted = idx[1:] <= idx[:-1]
-    starts = ptr[1:-1].long()
-    unsorted[starts[(starts > 0) & (starts < count)] - 1] = False
-    if bool(unsorted.any()):
+    if breaks:
         entry = int(unsorted.nonzero()[0]) + 1
         raise ValueError(f"{idx_name} must ascend strictly within each row, but entry {entry} does not")
 
@@ -116,11 +120,11 @@ def check_numbers(scores: Tensor, finite: bool = False) -> None:
     """Raise where ``scores`` hold NaN, or infinities though sums of them must be ``finite``."""
     if not scores.numel():
         return
-    extremes = torch.stack(torch.aminmax(scores))  # both NaN if there is one; a fifth of isfinite's time
-    if bool(extremes.isnan().any()):
+    low, high = torch.stack(torch.aminmax(scores)).tolist()  # NaN if one is; a fifth of isfinite's time
+    if math.isnan(low):
         at = int(scores.isnan().reshape(-1).nonzero()[0])
         raise ValueError(f"scores must not hold NaN, got one at flat index {at}")
-    if finite and bool(extremes.isinf().any()):
+    if finite and (math.isinf(low) or math.isinf(high)):
         at = int(scores.isinf().reshape(-1).nonzero()[0])
         raise ValueError(f"scores must be finite, got {float(scores.reshape(-1)[at])} at flat index {at}")
 

@@ -11,9 +11,14 @@ from torch.nn import functional as F
 from .csr import Tiles
 from .pattern import Pattern
 
-CHUNK = (
-    2**19
-)  # scores that pruning works on at a time: they and what is derived from them stay in the L3 cache
+
+def chunk(device: torch.device) -> int:
+    """How many scores pruning works on at a time.
+
+    On a CPU 2¹⁹: they and what is derived from them stay in the L3 cache. On a GPU, where each step is a
+    launch and some wait for a number, 2²⁴: 64 MB, and ten times that in what is derived.
+    """
+    return 2**19 if device.type == "cpu" else 2**24
 
 
 class GroupPattern(Pattern):
@@ -146,7 +151,7 @@ def top_of_groups(scores: Tensor, n: int, m: int) -> Tensor:
     groups = padded.shape[1] // m
     padded = padded.view(out_features, groups, m)
     mask = torch.empty(padded.shape, dtype=torch.bool, device=scores.device)
-    step = max(1, 2 * CHUNK // max(1, groups * m))
+    step = max(1, 2 * chunk(scores.device) // max(1, groups * m))
     for first in range(0, out_features, step):
         rows = slice(first, first + step)
         chosen = beaten(torch.stack(padded[rows].unbind(2))) < n

@@ -270,5 +270,5 @@ def top_mask(scores: Tensor, count: int) -> Tensor:
     threshold = torch.topk(flat, count, sorted=False).values.min()
     mask = flat > threshold
     ties = (flat == threshold).nonzero().squeeze(1)
-    mask[ties[: count - int(mask.sum())]] = True
+    mask.index_fill_(0, ties[: count - int(mask.sum())], True)
     return mask.view(scores.shape)

@@ -32,7 +32,7 @@ import math
 import torch
 from torch import Tensor
 
-from .groups import CHUNK, beaten
+from .groups import beaten, chunk
 
 _WIDTHS = [0.585**k for k in range(10)]  # h, in mean deviations of the scores: 1 to 0.008
 _UNITS = 2.0**20  # in the range of a tile's scores: a path gains at most M ≤ 16 ranges, and 2²⁴ is exact
@@ -45,7 +45,7 @@ def transposable_mask(scores: Tensor, n: int, m: int) -> Tensor:
     if not mask.numel():
         return mask
     best = _best_of_all if (n, m) == (2, 4) else _best
-    step = m * max(1, 2 * CHUNK // (m * in_features))
+    step = m * max(1, 2 * chunk(scores.device) // (m * in_features))
     for first in range(0, out_features, step):
         rows = scores[first : first + step]
         tiles = rows.reshape(-1, m, in_features // m, m)  # [row of tiles, row, tile, column]

@@ -18,10 +18,10 @@ from .checks import (
     check_tensor,
 )
 from .groups import (
-    CHUNK,
     GroupPattern,
     check_group_counts,
     check_positions,
+    chunk,
     pad_columns,
     row_values,
     top_of_groups,
@@ -212,7 +212,7 @@ def _best_of_selected(scores: Tensor, selected: Tensor, v: int, n: int, m: int) 
     at = selected.nonzero()[:, 1].view(row_tiles, columns // m * SELECTED)
     padded = pad_columns(scores, m)
     mask = torch.zeros(padded.shape, dtype=torch.bool, device=scores.device)
-    step = max(1, CHUNK // max(1, v * columns))
+    step = max(1, chunk(scores.device) // max(1, v * columns))
     for first in range(0, row_tiles, step):
         rows = slice(first * v, (first + step) * v)
         columns_of_rows = at[first : first + step].repeat_interleave(v, 0)[: out_features - first * v]

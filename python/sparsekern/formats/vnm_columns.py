@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .groups import CHUNK
+from .groups import chunk
 
 _TOLERANCE = 1e-5  # a swap must gain more, relative to f: 10 times what rounding can move a sum
 
@@ -48,7 +48,7 @@ def best_columns(scores: Tensor, v: int, m: int) -> Tensor:
     # than another one.
     padding = (0, groups * m - in_features, 0, row_tiles * height - out_features)
     padded = F.pad(scores, padding, value=float(scores.min())).view(row_tiles, height, groups, m)
-    step = max(1, CHUNK // (height * groups * m))
+    step = max(1, chunk(scores.device) // (height * groups * m))
     search = _search if m <= 8 else _greedy_and_swaps
     for first in range(0, row_tiles, step):
         tiles = padded[first : first + step].permute(3, 1, 0, 2).reshape(m, height, -1)
