@@ -138,8 +138,12 @@ def _serve(pipe: Connection) -> None:
         try:
             pipe.send(("result", task(*arguments)))
         except Exception as error:
-            text = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-            pipe.send(("lost" if context_lost() else "raised", text))
+            pipe.send(("lost" if context_lost() else "raised", first_line(error)))
+
+
+def first_line(error: Exception) -> str:
+    """Its type and the start of its message: some of torch's go on for pages."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
 
 
 def context_lost() -> bool:

@@ -40,6 +40,10 @@ class Contender(ABC):
         """Why it cannot run ``case``, or None."""
         return None
 
+    def variant(self, case: Case) -> object:
+        """What its module depends on beside the weight: nothing, unless overridden."""
+        return None
+
     @abstractmethod
     def build(self, linear: nn.Linear, mask: Tensor, case: Case) -> nn.Module:
         """The module that equals ``linear``, whose weight is 0 where the bool ``mask [out, in]`` is False."""
@@ -81,7 +85,7 @@ class DenseFloat32(Contender):
 
 
 class TorchSparse(Contender):
-    """``torch.sparse`` CSR, put together as well as its functions allow: see :class:`_TorchSparseLinear`."""
+    """``torch.sparse`` CSR, put together as well as its functions allow: see :class:`TorchSparseLinear`."""
 
     backend = "torch.sparse"
     layout = "feature"
@@ -94,7 +98,7 @@ class TorchSparse(Contender):
 
     def build(self, linear: nn.Linear, mask: Tensor, case: Case) -> nn.Module:
         """A layer of CSR products."""
-        return _TorchSparseLinear(linear, mask)
+        return TorchSparseLinear(linear, mask)
 
 
 OURS: tuple[Contender, ...] = tuple(Sparsekern(layout) for layout in LAYOUTS)
@@ -108,7 +112,7 @@ def line_up(suite: Suite, case: Case, extra: Sequence[Contender] = ()) -> tuple[
     return (*ours, Dense(), *narrow, *(() if suite.only_dense else (TorchSparse(), *extra)))
 
 
-class _TorchSparseLinear(nn.Module):
+class TorchSparseLinear(nn.Module):
     """The best layer that ``torch.sparse`` gives on a CPU.
 
     int32 indices, which MKL takes as they are; x feature-major; one vector through ``addmv``, twice as fast
@@ -125,7 +129,7 @@ class _TorchSparseLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, mask: Tensor) -> None:
         super().__init__()
-        flat = torch.arange(mask.numel()).view_as(mask)[mask]  # position of each value
+        flat = torch.arange(mask.numel(), device=mask.device).view_as(mask)[mask]  # position of each value
         rows, cols = flat // mask.shape[1], flat % mask.shape[1]
         perm = torch.argsort(cols, stable=True)
         self.register_buffer("crow", _pointers(rows, mask.shape[0]))
@@ -141,24 +145,25 @@ class _TorchSparseLinear(nn.Module):
             self.weight(self.values)  # torch warns once, at the first one
 
     def weight(self, values: Tensor) -> Tensor:
+        """W, of values."""
         return torch.sparse_csr_tensor(self.crow, self.col, values, self.shape, check_invariants=False)
 
     def transposed_weight(self, values: Tensor) -> Tensor:
+        """Wᵀ, of W's values."""
         shape = (self.shape[1], self.shape[0])
         return torch.sparse_csr_tensor(
             self.crow_t, self.col_t, values[self.perm], shape, check_invariants=False
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """``y = x Wᵀ + b``."""
         y: Tensor = _TorchSparseFunction.apply(x, self.values, self.bias, self)  # type: ignore[no-untyped-call]
         return y
 
 
 class _TorchSparseFunction(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, layer: _TorchSparseLinear
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, layer: TorchSparseLinear) -> Tensor:
         ctx.save_for_backward(x, values)
         ctx.layer = layer
         weight = layer.weight(values)

@@ -128,11 +128,11 @@ GOALS = (
 """The suites' shapes, on which the bounds were set; :mod:`.cases` has them."""
 
 
-def goals(rows: Sequence[Row]) -> str:
-    """What was reached of :data:`GOALS`; "" where the rows touch none."""
+def goals(rows: Sequence[Row], of: Sequence[Goal] = GOALS) -> str:
+    """What was reached of the goals; "" where the rows touch none."""
     peers = peers_of(rows)
     lines = []
-    for goal in GOALS:
+    for goal in of:
         found: dict[tuple[str, str, str], list[float | None]] = {}
         for row in rows:
             if row.ours and goal.select(row):

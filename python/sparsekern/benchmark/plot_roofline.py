@@ -9,6 +9,7 @@ import torch
 
 from ..formats import parse_format
 from .cases import Case
+from .plot_speedup import layers
 from .results import Row
 from .timing import quantile
 
@@ -39,13 +40,13 @@ _MARKERS = {
 
 
 def shown(cases: Iterable[C]) -> list[C]:
-    """The cases or rows that have a place: layers with warm weights, up to 8 rows of x with cold ones.
+    """The cases or rows that have a place: layers, warm if any are, and up to 8 rows of x with cold weights.
 
     A weight that stays in the cache is not bound by memory.
     """
-    return [
-        case for case in cases if case.product in _MARKERS and (case.batch > 8) != (case.weights == "cold")
-    ]
+    known: list[C] = [case for case in cases if case.product in _MARKERS]
+    decode: list[C] = [case for case in known if case.batch <= 8 and case.weights == "cold"]
+    return layers(known) + decode
 
 
 def point(row: Row) -> tuple[float, float]:
@@ -90,7 +91,9 @@ def draw(rows: Sequence[Row]) -> Figure:
             alpha=0.85,
             zorder=2 if stem == "dense" else 3,
         )
-    _ceilings(axes, peak, bandwidth, [place for places in points.values() for place in places])
+    gpu = fitting[0].peak_source == "matmul"
+    names = ("dense product", "memory copy") if gpu else ("float32 FMA peak", "memory read")
+    _ceilings(axes, peak, bandwidth, names, [place for places in points.values() for place in places])
     _legends(axes, {stem for stem, _ in points}, {kind for _, kind in points})
     first = fitting[0]
     figure.suptitle(
@@ -117,7 +120,13 @@ def _points(rows: Sequence[Row]) -> dict[tuple[str, str], list[tuple[float, floa
     return {key: list(places.values()) for key, places in points.items()}
 
 
-def _ceilings(axes: Axes, peak: float, bandwidth: float, places: Sequence[tuple[float, float]]) -> None:
+def _ceilings(
+    axes: Axes,
+    peak: float,
+    bandwidth: float,
+    names: tuple[str, str],
+    places: Sequence[tuple[float, float]],
+) -> None:
     """The two lines that no kernel passes, with their names, and axes to fit them and the points."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -137,9 +146,9 @@ def _ceilings(axes: Axes, peak: float, bandwidth: float, places: Sequence[tuple[
     axes.set_xlim(left, right)
     axes.set_ylim(bottom * peak, 1.45 * peak)
     notes = (
-        (f"{peak:.0f} GFLOP/s: float32 FMA peak", right, peak, (-4, 4), "right", 0),
+        (f"{peak:.0f} GFLOP/s: {names[0]}", right, peak, (-4, 4), "right", 0),
         ("75 %", 0.75 * ridge, 0.75 * peak, (-6, -3), "right", 0),
-        (f"{bandwidth:.0f} GB/s: memory read", 1.2 * left, 1.2 * left * bandwidth, (0, 12), "left", 45),
+        (f"{bandwidth:.0f} GB/s: {names[1]}", 1.2 * left, 1.2 * left * bandwidth, (0, 12), "left", 45),
     )
     for text, x, y, offset, side, angle in notes:
         axes.annotate(
@@ -157,7 +166,7 @@ def _ceilings(axes: Axes, peak: float, bandwidth: float, places: Sequence[tuple[
     axes.set_xlabel("FLOP per byte of weight, indices, x and y")
     axes.set_ylabel("GFLOP/s on nonzeros")
     shares = axes.secondary_yaxis("right", functions=(_times(100 / peak), _times(peak / 100)))
-    shares.set_ylabel("% of the FMA peak")
+    shares.set_ylabel(f"% of the {names[0].removeprefix('float32 ')}")
     for axis in (axes.xaxis, axes.yaxis, shares.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_minor_locator(NullLocator())

@@ -25,7 +25,11 @@ FAMILIES = {"csr": ("csr",), "bsr": ("bsr",), "nm": ("nm", "vnm")}
 """Pictures, and the stems of the formats in each."""
 
 _TITLES = {"csr": "CSR", "bsr": "Block-sparse (BSR)", "nm": "N:M and V:N:M"}
-_PEERS = {"torch.sparse": "torch.sparse CSR", "sparseprop": "SparseProp"}
+_PEERS = {
+    "csr": {"torch.sparse": "torch.sparse CSR", "sparseprop": "SparseProp"},
+    "bsr": {"triton bsr": "torch's BSR in Triton"},
+    "nm": {"cusparselt": "cuSPARSELt"},
+}
 _REFERENCE = "csr"
 """The line of every other family's picture that shows what its structure buys."""
 
@@ -50,12 +54,16 @@ def shown(cases: Iterable[C], family: str) -> list[C]:
     """The layer-sized cases or rows of a family."""
     return [
         case
-        for case in cases
-        if case.batch > 8
-        and case.weights == "warm"
-        and case.product in _PRODUCTS
-        and parse_format(case.format).kind.format in FAMILIES[family]
+        for case in layers(cases)
+        if case.product in _PRODUCTS and parse_format(case.format).kind.format in FAMILIES[family]
     ]
+
+
+def layers(cases: Iterable[C]) -> list[C]:
+    """Those with layer-sized batches: with warm weights, or where there are none, as on GPUs, cold ones."""
+    large = [case for case in cases if case.batch > 8]
+    warm = [case for case in large if case.weights == "warm"]
+    return warm or large
 
 
 def label(row: Row, family: str) -> str | None:
@@ -64,7 +72,9 @@ def label(row: Row, family: str) -> str | None:
     if family == "csr":
         if stem != "csr" or row.backend in ("auto", "dense"):
             return None
-        return f"sparsekern, {row.layout}-major x" if row.ours else _PEERS.get(row.backend)
+        return f"sparsekern, {row.layout}-major x" if row.ours else _PEERS[family].get(row.backend)
+    if row.backend in _PEERS[family]:
+        return _PEERS[family][row.backend]
     if not row.ours or row.backend == "auto" or row.layout != "batch":
         return None
     if stem not in FAMILIES[family]:
@@ -75,8 +85,8 @@ def label(row: Row, family: str) -> str | None:
 def lines(rows: Sequence[Row], family: str, product: str, dtype: str) -> dict[str, Line]:
     """The lines of one panel by label."""
     ratios: dict[str, dict[float, list[float]]] = {}
-    for row in rows:
-        fits = row.batch > 8 and row.weights == "warm" and (row.product, row.dtype) == (product, dtype)
+    for row in layers(rows):
+        fits = (row.product, row.dtype) == (product, dtype)
         name = label(row, family) if fits and row.speedup_vs_dense else None
         if name is not None:
             ratios.setdefault(name, {}).setdefault(1 - row.sparsity, []).append(row.speedup_vs_dense or 0.0)

@@ -26,6 +26,7 @@ def cache_bytes() -> int:
 
 SOURCES = {
     "fma": "float32 FMAs on registers, in the ISA in use",
+    "matmul": "torch's dense product of a large square matrix, in the case's dtype",
     "sgemm": "torch's float32 1024³ product, a little below the FMA peak (sparsekern._native is not built)",
 }
 """How a peak was measured."""

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 
+Seconds = Callable[[Callable[[], object], int], float]
+
 
 def race(
     calls: Mapping[str, Callable[[], object]],
@@ -14,6 +16,7 @@ def race(
     rounds: int = 11,
     min_seconds: float = 0.01,
     before_round: Callable[[], None] | None = None,
+    seconds: Seconds | None = None,
 ) -> dict[str, list[float]]:
     """Seconds per call of each of ``calls``, one reading per round: A B C, B C A, C A B, ...
 
@@ -27,11 +30,13 @@ def race(
         rounds: readings per contender; at least 1.
         min_seconds: the least time of a reading, far above the timer's resolution.
         before_round: called before each round, e.g. to measure the machine's peak in the same seconds.
+        seconds: takes a call and how often to make it, and returns the time of one (default: by the clock).
     """
+    seconds = seconds or _seconds
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     names = list(calls)
-    repeats = {name: _calibrate(call, min_seconds) for name, call in calls.items()}
+    repeats = {name: _calibrate(call, min_seconds, seconds) for name, call in calls.items()}
     readings: dict[str, list[float]] = {name: [] for name in names}
     collecting = gc.isenabled()
     gc.disable()
@@ -42,7 +47,7 @@ def race(
             start = turn % len(names) if names else 0
             for name in names[start:] + names[:start]:
                 calls[name]()
-                readings[name].append(_seconds(calls[name], repeats[name]))
+                readings[name].append(seconds(calls[name], repeats[name]))
     finally:
         if collecting:
             gc.enable()
@@ -70,13 +75,13 @@ def geometric_mean(ratios: Sequence[float]) -> float:
     return math.exp(sum(math.log(ratio) for ratio in ratios) / len(ratios))
 
 
-def _calibrate(call: Callable[[], object], min_seconds: float) -> int:
+def _calibrate(call: Callable[[], object], min_seconds: float, seconds: Seconds) -> int:
     """How many calls take ``min_seconds``. Warms up on the way: page faults, threads, lazy initialization."""
     call()
     repeats = 1
-    while (seconds := repeats * _seconds(call, repeats)) < min_seconds:
+    while (total := repeats * seconds(call, repeats)) < min_seconds:
         # Aim 20 % above, by at most 10x a step: the first calls are slower than those to come.
-        wanted = 1.2 * min_seconds / max(seconds, 1e-9)
+        wanted = 1.2 * min_seconds / max(total, 1e-9)
         repeats = math.ceil(repeats * min(max(wanted, 1.5), 10.0))
     return repeats
 
