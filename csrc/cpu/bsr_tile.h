@@ -7,10 +7,13 @@
 namespace sk::SK_ISA {
 namespace {
 
-// Sums in registers are 4 rows x 4 vectors, or 8 x 2 and 8 x 1: at most 16 of 32 AVX-512 registers, 8 of 16 elsewhere. 4
-// vectors that meet 4 weights are 8 loads and 16 FMAs. Of the FMA peak, operands in L1, 64 terms: 4 x 4 and 8 x 2 99 %, 8 x
-// 1 95 %, 16 x 1 88 %; AVX2: 4 x 2 90 %, 8 x 1 81 %.
+// Sums in registers are kTileVectors vectors of kTileRows rows: 4 x 4 of AVX-512's 32 registers, 6 x 2 of AVX2's 16, 4 x 2
+// elsewhere; fewer vectors leave room for 8 rows. 4 vectors that meet 4 weights are 8 loads and 16 FMAs, 2 that meet 6 are 8
+// and 12. Of the FMA peak, operands in L1, 64 terms: 4 x 4 and 8 x 2 99 %, 8 x 1 95 %, 16 x 1 88 %. AVX2 (Zen 3): 6 x 2 and 5 x
+// 2 92 %, 4 x 2 90 %, 8 x 1 75 %; a busy neighbour on the same core leaves 6 x 2 85 %, 4 x 2 78 %. 4 x 3, 94 %, has no use for a
+// panel's 8 vectors.
 constexpr int kTileVectors = kLanes == 16 ? 4 : 2;
+constexpr int kTileRows = kLanes == 8 ? 6 : 4;
 constexpr int64_t kSegment = 64;  // panel rows that meet all rows of a block while they stay in L1: 16 KB
 
 // A matrix with its axes swapped: what is packed then has the batch as rows.
@@ -43,11 +46,21 @@ template <int MR, int NV, class T>
 }
 
 // Cuts rows x vectors into what fits the registers: calls f(MR, NV, r, j) for MR rows from r and NV vectors from j, MR and
-// NV compile-time constants. `rows` is a multiple of 4.
+// NV compile-time constants. `rows` is a power of 2 from 4 on.
 template <int NV, class F>
 [[gnu::always_inline]] inline void for_strips(int64_t rows, int64_t j, F f) {
   constexpr int kRows = NV * 8 <= 4 * kTileVectors ? 8 : 4;
-  if (rows % kRows == 0)
+  if constexpr (kRows < kTileRows) {  // evenly: 4, 4 or 5, 5, 6
+    const int64_t strips = ceil_div(rows, kTileRows);
+    for (int64_t i = 0, r = 0, next; i < strips; i++, r = next) {
+      next = rows * (i + 1) / strips;
+      switch (next - r) {
+        case 4: f(std::integral_constant<int, 4>{}, std::integral_constant<int, NV>{}, r, j); break;
+        case 5: f(std::integral_constant<int, 5>{}, std::integral_constant<int, NV>{}, r, j); break;
+        case 6: f(std::integral_constant<int, 6>{}, std::integral_constant<int, NV>{}, r, j); break;
+      }
+    }
+  } else if (rows % kRows == 0)
     for (int64_t r = 0; r < rows; r += kRows)
       f(std::integral_constant<int, kRows>{}, std::integral_constant<int, NV>{}, r, j);
   else

@@ -33,6 +33,9 @@ struct Groups {
       phase = next[phase];
     } while (phase != 0);
   }
+  // 2 of each 4: lane 1 belongs to the first group yet, lane 2 to one that begins 4 columns later.
+  bool pairs() const { return base[0][1] == 0 && base[0][2] == 4; }
+
   int bits;        // of a packed position
   int window = 0;  // columns of the widest window
   int step[16];    // columns from one window to the next
@@ -58,8 +61,11 @@ constexpr uvec lanes(F f, std::integer_sequence<int, I...>) {
   return uvec{uint32_t(f(I))...};
 }
 
-// base + the packed position of each lane. n positions exist: whole 4-byte words are read, as rows are padded to them.
-template <int kBits>
+constexpr int kPairs = 0;  // in place of a number of vectors: the window of a vector of 2:4, see permute<kPairs>
+
+// base + the packed position of each lane, for permute. n positions exist: whole 4-byte words are read, as rows are padded
+// to them.
+template <int kBits, int kVectors>
 [[gnu::always_inline]] inline uvec unpack_index(const uint8_t* packed, int64_t n, uvec base) {
   constexpr int kBytes = kLanes * kBits / 8;
   const uvec lane = lanes([](int l) { return l; }, Lanes{});
@@ -70,7 +76,9 @@ template <int kBits>
     if (n > kLanes / 2) memcpy(&high, packed + 4, 4);
     words = lane < kLanes / 2 ? words : high - uvec{};
   }
-  return (words >> (lane * kBits % 32) & ((1 << kBits) - 1)) + base;
+  const uvec position = words >> (lane * kBits % 32);
+  if constexpr (kVectors == kPairs) return position;  // its low 2 bits are all that is looked at
+  return (position & ((1 << kBits) - 1)) + base;
 }
 
 // Lane l of the result is p[index[l]], for index[l] < kVectors * kLanes.
@@ -86,6 +94,24 @@ template <int kVectors>
 #endif
   return v;
 }
+
+// Lane l of the result is p[l / 2 * 4 + position[l] % 4]. On AVX2 a permutation within 16 bytes fetches the operands of even
+// groups, another those of odd ones. Two across the register take 1.3 to 1.5 times as long for 1 to 4 rows of x, W in L3: they
+// are 2 operations each, and need a mask, an addition and a comparison more.
+#if defined(__AVX2__) && !defined(__AVX512F__) && !defined(__clang__)
+constexpr bool kHasPairs = true;
+template <>
+[[gnu::always_inline]] inline vec permute<kPairs>(const float* p, uvec position) {
+  const vec a = load(p), b = load(p + kLanes);
+  const vec even = shuffle(a, b, [](int l) constexpr { return l < 4 ? l : l + 4; }, Lanes{});
+  const vec odd = shuffle(a, b, [](int l) constexpr { return l < 4 ? l + 4 : l + 8; }, Lanes{});
+  const vec x = __builtin_ia32_vpermilvarps256(even, (ivec)position);
+  const vec y = __builtin_ia32_vpermilvarps256(odd, (ivec)position);
+  return shuffle(x, y, [](int l) constexpr { return l & 2 ? l + kLanes : l; }, Lanes{});
+}
+#else
+constexpr bool kHasPairs = false;
+#endif
 
 constexpr int64_t kSumStride = kFewRows + kLanes;  // rows of sums may be written a little past their end
 constexpr int kBlockRows = 4;                      // rows of W that share the loads of x, and one reduction of 4 sums
@@ -111,7 +137,7 @@ void dot_block(const Groups& groups, const PackedRows<T>& w, int64_t r0, int64_t
     for (int i = 0; i < kBlockRows * kLanes; i += kLine) __builtin_prefetch(values[0] + (w.count + k) * kBlockRows + i);
     __builtin_prefetch(packed[0] + (w.packed_stride + k * kBits / 8) * kBlockRows);
     for (int i = 0; i < kBlockRows; i++) {
-      const uvec index = unpack_index<kBits>(packed[i] + k * kBits / 8, kLanes, groups.base[phase]);
+      const uvec index = unpack_index<kBits, kVectors>(packed[i] + k * kBits / 8, kLanes, groups.base[phase]);
       const vec v = load(values[i] + k);
       for (int b = 0; b < kBatch; b++) sum[i][b] += v * permute<kVectors>(x + b * x_stride, index);
     }
@@ -120,7 +146,7 @@ void dot_block(const Groups& groups, const PackedRows<T>& w, int64_t r0, int64_t
   }
   if (const int64_t n = w.count - k; n > 0)
     for (int i = 0; i < kBlockRows; i++) {
-      const uvec index = unpack_index<kBits>(packed[i] + k * kBits / 8, n, groups.base[phase]);
+      const uvec index = unpack_index<kBits, kVectors>(packed[i] + k * kBits / 8, n, groups.base[phase]);
       const vec v = load_first(values[i] + k, n);
       for (int b = 0; b < kBatch; b++) {
         alignas(64) float operands[kLanes];
@@ -149,6 +175,8 @@ void dot_rows(const Groups& groups, const PackedRows<T>& w, int64_t r0, int64_t 
   auto block = dot_block<4, 16, kBatch, T>;
   if (groups.bits == 2) {
     block = vectors <= 2 ? dot_block<2, 2, kBatch, T> : dot_block<2, 4, kBatch, T>;
+    if constexpr (kHasPairs)
+      if (groups.pairs()) block = dot_block<2, kPairs, kBatch, T>;
   } else if (vectors <= 8) {
     block = vectors <= 2   ? dot_block<4, 2, kBatch, T>
             : vectors <= 4 ? dot_block<4, 4, kBatch, T>
