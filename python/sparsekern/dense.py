@@ -135,7 +135,7 @@ _KEPT = threading.local()
 def _scratch(shape: tuple[int, int], like: Tensor) -> Tensor:
     """Memory for a dense gradient of W, the same each time: fresh pages can cost as much as the product."""
     kept: dict[Any, dict[tuple[int, int], Tensor]] = _KEPT.__dict__
-    views = kept.setdefault(like.dtype, {})
+    views = kept.setdefault((like.dtype, like.device), {})
     found = views.get(shape)
     if found is None:
         size = shape[0] * shape[1]
