@@ -32,7 +32,18 @@ SETTINGS = Settings("cpu", Facts.now(), rounds=1, min_seconds=1e-5)
 
 def test_the_rehearsal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "rehearsed.csv"
-    arguments = ["--device", "cpu", "--rounds", "1", "--min-time", "0.01", "--timeout", "120"]
+    arguments = [
+        "--device",
+        "cpu",
+        "--rounds",
+        "1",
+        "--min-time",
+        "0.01",
+        "--timeout",
+        "500",
+        "--minutes",
+        "90",
+    ]
     status = gpu.main([*arguments, "--output", str(output), "--plot", str(tmp_path / "pictures")])
     out = capsys.readouterr().out
     assert status == 0, out

@@ -32,7 +32,7 @@ def hang():
 
 
 def test_results_and_exceptions():
-    with Worker(timeout=60) as worker:
+    with Worker(timeout=300) as worker:
         child = worker(process)
         assert child != os.getpid()
         assert worker(divmod, 17, 5) == (3, 2)
@@ -41,7 +41,7 @@ def test_results_and_exceptions():
 
 
 def test_crashes_and_hangs():
-    with Worker(timeout=60) as worker:
+    with Worker(timeout=300) as worker:
         assert worker(die, "the seventh kernel") == Failure(
             "the process died of SIGSEGV", "the seventh kernel"
         )
