@@ -6,8 +6,10 @@ The sources of :data:`STEMS` are compiled as C++ with ``SPARSEKERN_EMULATED``; t
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
+import random
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,6 +19,8 @@ import torch
 from cases import LAYOUTS, MEDIUM_SHAPES, SMALL_SHAPES, Case, cases, check_products, op, random_pattern
 from sparsekern import CSR, Pattern
 from sparsekern.formats.csr import Transposed
+from sparsekern.formats.metadata import Metadata
+from sparsekern.formats.pattern import DevicePattern
 from sparsekern.formats.products import ACTIVATIONS
 from tolerance import Exact
 from torch import Tensor
@@ -25,18 +29,37 @@ ROOT = Path(__file__).parents[1]
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or ""
 EMULATED = "sparsekern_emulated"
 
-STEMS = ("csr",)
+STEMS = ("csr", "nm", "vnm")
 """Formats that have CUDA kernels."""
+SHARED = ("groups", "groups_linear", "groups_backward")
+"""Sources of kernels that formats share."""
 FORMATS = ("csr",)
+GROUPS = (
+    "2:4",
+    "1:4",
+    "1:2",
+    "2:8",
+    "4:8",
+    "8:16",
+    "5:11",
+    "64:2:8",
+    "128:2:16",
+    "32:2:5",
+    "16:2:16",
+    "4:2:5",
+)
+"""N:M and V:N:M: those that sparse tensor cores run, with and without gaps, others, and V of all kinds."""
+GROUP_SHAPES = ((7, 5), (33, 70), (72, 144))
+"""The last one in whole runs of 16 bytes: W is copied as it is stored."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def gpu_operands(pattern: Pattern) -> tuple[list[Tensor], list[int]]:
     """A pattern as the ops of its format take it on a GPU."""
-    if isinstance(pattern, CSR):
-        index = Transposed.build(pattern.shape, pattern.row_ptr, pattern.col_idx)
-        return [pattern.row_ptr, pattern.col_idx, *index.tensors()], pattern.sizes()
-    return pattern.tensors(), pattern.sizes()
+    assert isinstance(pattern, DevicePattern)
+    there = copy.copy(pattern)
+    there.derived = pattern._build(Transposed if isinstance(pattern, CSR) else Metadata)
+    return there.tensors(), there.sizes()
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +93,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> torch.library.Library:
     sources = [
         ROOT / path for stem in STEMS for path in (f"csrc/cuda/{stem}.cu", f"csrc/torch/{stem}_cuda.cpp")
     ]
+    sources += [ROOT / f"csrc/cuda/{name}.cu" for name in SHARED]
     builds = [
         subprocess.Popen(
             [COMPILER, *flags, *includes, "-x", "c++", "-c", source, "-o", folder / f"{source.name}.o"],
@@ -128,8 +152,30 @@ def test_a_wide_shape(format: str, dtype: torch.dtype) -> None:
     check(Case(format, (20, 1100), 70, 0.1, dtype, "batch-major"))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("format", GROUPS)
+def test_groups_of_columns(format: str, dtype: torch.dtype) -> None:
+    for shape in GROUP_SHAPES:
+        batch, layout = random.choice((1, 7, 16, 40, 130)), random.choice(list(LAYOUTS))
+        check(Case(format, shape, batch, 1.0, dtype, layout))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("format", ["2:4", "5:11", "96:2:8"])
+def test_blocks_of_rows(format: str, dtype: torch.dtype) -> None:
+    """A row tile is cut into blocks of 128 rows, and the last one is not whole."""
+    check(Case(format, (130, 67), 33, 1.0, dtype, "batch-major"))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("format", ["2:4", "64:2:8"])
+def test_nothing_is_ragged(format: str, layout: str) -> None:
+    """The ordinary case: no operand is packed, and whole tiles are multiplied."""
+    check(Case(format, (128, 256), 64, 1.0, torch.bfloat16, layout))
+
+
 @pytest.mark.parametrize("batch", [1, 5, 40])
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", [*FORMATS, "2:4", "5:11", "32:2:5"])
 def test_activations(format: str, batch: int) -> None:
     pattern = random_pattern(format, (37, 50), 0.3)
     x, values = torch.randn(batch, 50), torch.randn(pattern.values_shape)
@@ -140,7 +186,7 @@ def test_activations(format: str, batch: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", [*FORMATS, "2:4", "5:11", "32:2:5"])
 def test_scatter_and_gather(format: str, dtype: torch.dtype) -> None:
     for shape, density in itertools.product([*SMALL_SHAPES, MEDIUM_SHAPES[0]], (0.0, 0.3, 1.0)):
         pattern = random_pattern(format, shape, density)

@@ -48,7 +48,7 @@ def test_round_trips(mask_n_m):
 @given(masks())
 def test_it_is_a_csr_pattern_too(mask_n_m):
     mask, n, m = mask_n_m
-    tiles = NM.from_mask(mask, n=n, m=m).tiles.tensors()
+    tiles = NM.from_mask(mask, n=n, m=m).derived.tensors()
     assert all(torch.equal(a, b) for a, b in zip(tiles, CSR.from_mask(mask).derived.tensors(), strict=True))
 
 
@@ -82,7 +82,7 @@ def test_index_of_a_small_pattern():
     pattern = NM.from_mask(mask, n=2, m=4)
     assert pattern.index.tolist() == [[1, 2, 0, 3, 1, 2], [0, 1, 2, 3, 0, 2]]
     assert pattern.packed.tolist() == [[0b11001001, 0b1001, 0, 0], [0b11100100, 0b1000, 0, 0]]
-    assert pattern.tiles.columns.tolist() == [1, 2, 4, 7, 9, 10, 0, 1, 6, 7, 8, 10]
+    assert pattern.derived.columns.tolist() == [1, 2, 4, 7, 9, 10, 0, 1, 6, 7, 8, 10]
 
 
 @pytest.mark.parametrize("found", [0, 1, 3, 4])

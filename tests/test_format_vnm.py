@@ -48,7 +48,7 @@ def test_round_trips(mask_v_m):
 @given(masks())
 def test_it_is_a_csr_pattern_too(mask_v_m):
     mask, v, m = mask_v_m
-    tiles = VNM.from_mask(mask, v=v, n=2, m=m).tiles.tensors()
+    tiles = VNM.from_mask(mask, v=v, n=2, m=m).derived.tensors()
     assert all(torch.equal(a, b) for a, b in zip(tiles, CSR.from_mask(mask).derived.tensors(), strict=True))
 
 

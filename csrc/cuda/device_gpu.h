@@ -114,6 +114,29 @@ SK_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// d [16, 8] += a [16, 32] b [32, 8], where a holds 2 of each 4 columns, compressed to [16, 16]; its fragment is multiply's, b's
+// are pairs of rows 2 t + 8 i in b[i]. `metadata` tells where the 2 stood: 4 bits for 4 columns, the first position lowest, the
+// second one above it. Lanes with t / 2 == kHalf give it: that of columns 16 (t % 2) .. + 15, of row g in the lower 16 bits, of
+// row g + 8 in the upper ones. Positions that do not ascend are undefined behaviour.
+template <int kHalf>
+SK_DEVICE void multiply_sparse(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[4], uint32_t metadata,
+                               const bf16*) {
+  asm volatile(
+      "mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9, %10, %11}, {%0, %1, %2, %3}, %12, %13;"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(metadata), "n"(kHalf));
+}
+template <int kHalf>
+SK_DEVICE void multiply_sparse(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[4], uint32_t metadata,
+                               const fp16*) {
+  asm volatile(
+      "mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9, %10, %11}, {%0, %1, %2, %3}, %12, %13;"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(metadata), "n"(kHalf));
+}
+
 // Enqueues kernel(arguments...) with this many bytes of shared memory per block. Returns null, or CUDA's message.
 template <class... Parameters, class... Arguments>
 const char* launch(void (*kernel)(Parameters...), Dim grid, int threads, int shared_bytes, Stream stream,

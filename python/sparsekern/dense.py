@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .formats import BSR, CSR, Pattern, mask
-from .formats.csr import Tiles
-from .formats.groups import GroupPattern
+from .formats import BSR, Pattern, mask
+from .formats.pattern import DevicePattern
 from .formats.products import PRODUCTS, strided
 
 
@@ -179,10 +178,8 @@ def _has_mask(pattern: Pattern) -> bool:
 def _mask(pattern: Pattern) -> tuple[Tensor, Tensor]:
     found: tuple[Tensor, Tensor] | None = pattern.memo.get("mask")
     if found is None:
-        assert isinstance(pattern, CSR | GroupPattern)
-        tiles = pattern.derived if isinstance(pattern, CSR) else pattern.tiles
-        assert isinstance(tiles, Tiles)
-        found = pattern.memo["mask"] = mask.mask_of(tiles, pattern.shape[1])
+        assert isinstance(pattern, DevicePattern)
+        found = pattern.memo["mask"] = mask.mask_of(pattern.derived, pattern.shape[1])
     return found
 
 

@@ -65,6 +65,42 @@ SK_KERNEL(kThreads) multiplied(const float* x, float* y) {
   }
 }
 
+// The same for A [16, 32] with 2 of each 4 columns, whose metadata either half of the lanes gives: y is 0 too.
+SK_KERNEL(kThreads) multiplied_sparse(const float* x, float* y) {
+  if (warp() != 0) return;
+  const int g = lane() / 4, t = lane() % 4;
+  const auto number = [&](int r, int c) { return x[(3 * r + 5 * c) % 17]; };
+  const auto pair = [&](int r, int c) {
+    return uint32_t(from_float<bf16>(number(r, c)).bits) | uint32_t(from_float<bf16>(number(r, c + 1)).bits) << 16;
+  };
+  const auto column_pair = [&](int r, int c) {
+    return uint32_t(from_float<bf16>(number(r, c)).bits) | uint32_t(from_float<bf16>(number(r + 1, c)).bits) << 16;
+  };
+  const auto first = [](int r, int group) { return (r + group) % 3; };
+  const auto second = [](int r, int group) { return 3 - (r + 2 * group) % (3 - (r + group) % 3); };
+  uint32_t a[4], b[4], metadata = 0;
+  for (int i = 0; i < 4; i++) {
+    a[i] = pair(g + i % 2 * 8, 2 * t + i / 2 * 8);
+    b[i] = column_pair(2 * t + 8 * i, g);
+  }
+  for (int i = 0; i < 8; i++) {
+    const int r = g + i / 4 * 8, group = t % 2 * 4 + i % 4;
+    metadata |= uint32_t(first(r, group) | second(r, group) << 2) << (4 * i);
+  }
+  float d[4] = {};
+  multiply_sparse<0>(d, a, b, t < 2 ? metadata : 0, static_cast<const bf16*>(nullptr));
+  multiply_sparse<1>(d, a, b, t < 2 ? 0 : metadata, static_cast<const bf16*>(nullptr));
+  for (int i = 0; i < 4; i++) {
+    const int r = g + i / 2 * 8, c = 2 * t + i % 2;
+    float sum = 0.0f;
+    for (int k = 0; k < 16; k++) {
+      const int group = k / 2, row = 4 * group + (k % 2 ? second(r, group) : first(r, group));
+      sum += 2.0f * number(r, k) * number(row, c);
+    }
+    y[4 * lane() + i] = sum - d[i];
+  }
+}
+
 // --- with one -------------------------------------------------------------------------------------------------------------
 
 SK_KERNEL(kThreads) missing_barrier_before_a_read(const float* x, float* y) {
@@ -137,6 +173,14 @@ SK_KERNEL(kThreads) copy_seen_without_a_barrier(const float* x, float* y) {
   y[thread()] = numbers().load((thread() + 8) % 32);
 }
 
+SK_KERNEL(kThreads) metadata_does_not_ascend(const float*, float* y) {
+  const uint32_t a[4] = {}, b[4] = {};
+  float d[4] = {};
+  multiply_sparse<0>(d, a, b, 0x44444484, static_cast<const fp16*>(nullptr));
+  multiply_sparse<1>(d, a, b, 0x44445444, static_cast<const fp16*>(nullptr));
+  y[thread()] = d[0];
+}
+
 SK_KERNEL(kThreads) copy_from_an_odd_address(const float* x, float*) { copy_async(numbers(), x + 1, true); }
 
 void run(const char* name, void (*kernel)(const float*, float*), int threads = kThreads, int bytes = kBytes,
@@ -155,10 +199,11 @@ int main() {
 #define RUN(kernel) run(#kernel, kernel)
   RUN(reversed), RUN(summed), RUN(ordered_by_the_warp), RUN(copied), RUN(one_warp_exchanges);
   run("multiplied", multiplied, kThreads, 512, true);
+  run("multiplied_sparse", multiplied_sparse, kThreads, 0, true);
   RUN(missing_barrier_before_a_read), RUN(missing_barrier_before_a_write), RUN(lanes_race), RUN(two_writers);
   RUN(unwritten), RUN(out_of_bounds), RUN(misaligned), RUN(some_threads_at_the_barrier), RUN(threads_at_two_barriers);
   RUN(some_lanes_exchange), RUN(lanes_in_two_exchanges), RUN(copy_not_waited_for), RUN(copy_not_waited_for_at_the_end);
-  RUN(copy_seen_without_a_barrier), RUN(copy_from_an_odd_address);
+  RUN(copy_seen_without_a_barrier), RUN(copy_from_an_odd_address), RUN(metadata_does_not_ascend);
   run("half_a_warp", summed, 16);
   run("too_many_threads", summed, 2048);
   run("too_much_shared_memory", reversed, kThreads, 256 << 10);

@@ -200,6 +200,36 @@ void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, c
   });
 }
 
+template <int kHalf, class T>
+void multiply_sparse(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[4], uint32_t metadata, const T*, SK_HERE) {
+  struct Lane {
+    float* d;
+    const uint32_t *a, *b;
+    uint32_t metadata;
+  } own = {d, a, b, metadata};
+  if (thread() % 4 / 2 == kHalf)
+    for (int i = 0; i < 32; i += 4)
+      if ((metadata >> i & 3) >= (metadata >> (i + 2) & 3))
+        running().stop("%s: the positions of metadata %08x must ascend", SK_SITE("multiply_sparse").text().c_str(),
+                       metadata);
+  exchange<Lane>(SK_SITE("multiply_sparse"), own, [](Lane* const* lanes) {
+    float left[16][32] = {}, right[32][8];
+    for (int l = 0; l < kWarp; l++) {
+      const int g = l / 4, t = l % 4;
+      for (int i = 0; i < 8; i++) right[8 * (i / 2) + 2 * t + i % 2][g] = number<T>(lanes[l]->b[i / 2], i % 2);
+      // A pair in a's fragment is the 2 of 4 columns: pair t of a's left half, and of its right half.
+      for (int i = 0; i < 4; i++) {
+        const int row = g + i % 2 * 8, group = t + i / 2 * 4;
+        const uint32_t word = lanes[4 * g + 2 * kHalf + group / 4]->metadata >> (i % 2 * 16 + group % 4 * 4);
+        for (int j = 0; j < 2; j++) left[row][4 * group + (word >> 2 * j & 3)] = number<T>(lanes[l]->a[i], j);
+      }
+    }
+    for (int l = 0; l < kWarp; l++)
+      for (int i = 0; i < 4; i++)
+        for (int k = 0; k < 32; k++) lanes[l]->d[i] += left[l / 4 + i / 2 * 8][k] * right[k][2 * (l % 4) + i % 2];
+  });
+}
+
 // Runs it at once. Returns null, or what was wrong.
 template <class... Parameters, class... Arguments>
 const char* launch(void (*kernel)(Parameters...), Dim grid, int threads, int shared_bytes, Stream, Arguments... arguments) {

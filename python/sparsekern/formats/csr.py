@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._library import define, has_kernel
 from .checks import INT32_MAX, check_compressed, check_nnz, check_scores, check_shape, kept_count
-from .pattern import Pattern, check_mask, map_tensors, top_mask
+from .pattern import DevicePattern, check_mask, map_tensors, top_mask
 from .sampling import sample
 
 
@@ -105,7 +104,7 @@ class Transposed:
         return map_tensors(self, fn)
 
 
-class CSR(Pattern):
+class CSR(DevicePattern):
     """An unstructured pattern.
 
     Args:
@@ -116,7 +115,7 @@ class CSR(Pattern):
     Raises:
         ValueError: wrong dtype, shape or contents; the message names the tensor, the rule and what was found.
 
-    ``derived`` is what the kernels of the tensors' device need beside them.
+    ``derived``: :class:`Tiles`, on GPUs :class:`Transposed`.
     """
 
     format = "csr"
@@ -128,23 +127,13 @@ class CSR(Pattern):
         check_compressed("row_ptr", row_ptr, "col_idx", col_idx, *self.shape, "nnz")
         self.row_ptr = row_ptr
         self.col_idx = col_idx
-        self.derived = self._kind().build(self.shape, row_ptr, col_idx)
+        self._derive()
 
     def _kind(self) -> type[Tiles] | type[Transposed]:
         return Transposed if self.device.type == "cuda" else Tiles
 
-    def _map(self, fn: Callable[[Tensor], Tensor]) -> CSR:
-        moved = super()._map(fn)
-        moved._derive_again()
-        return moved
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._derive_again()  # torch.load can bring tensors to another device
-
-    def _derive_again(self) -> None:
-        if not isinstance(self.derived, self._kind()) and self.device.type != "meta":
-            self.derived = self._kind().build(self.shape, self.row_ptr, self.col_idx)
+    def _build(self, kind: type[Tiles] | type[Transposed]) -> Tiles | Transposed:
+        return kind.build(self.shape, self.row_ptr, self.col_idx)
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> CSR:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .csr import Tiles
-from .pattern import Pattern
+from .metadata import Metadata
+from .pattern import DevicePattern
 
 
 def chunk(device: torch.device) -> int:
@@ -21,7 +23,7 @@ def chunk(device: torch.device) -> int:
     return 2**19 if device.type == "cpu" else 2**24
 
 
-class GroupPattern(Pattern):
+class GroupPattern(DevicePattern):
     """A pattern with the same number of values in each row: N in each group of M columns.
 
     The last group holds ``min(N, c)`` values where only ``c = in % M`` columns are left for it.
@@ -31,17 +33,30 @@ class GroupPattern(Pattern):
     m: int
     index: Tensor
     packed: Tensor
-    tiles: Tiles
+    derived: Tiles | Metadata
 
-    def _derive(self, columns: Tensor, bits: int) -> None:
-        """What the kernels need.
+    @abstractmethod
+    def metadata(self) -> Metadata:
+        """What sparse tensor cores are told of it."""
 
-        From the columns, int32 ``[out, values of a row]``, and how many bits a position in ``index`` takes.
-        """
-        out_features, row_nnz = columns.shape
-        row_ptr = torch.arange(out_features + 1, dtype=torch.int32, device=columns.device) * row_nnz
-        self.tiles = Tiles.build(self.shape, row_ptr, columns.reshape(-1))
-        self.packed = pack(self.index, bits)
+    @abstractmethod
+    def _columns(self) -> Tensor:
+        """int32 ``[out, values of a row]``: their columns."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the index tensors are."""
+        return self.index.device
+
+    def _kind(self) -> type[Tiles] | type[Metadata]:
+        return Metadata if self.device.type == "cuda" else Tiles
+
+    def _build(self, kind: type[Tiles] | type[Metadata]) -> Tiles | Metadata:
+        if kind is Metadata:
+            return self.metadata()
+        out_features, row_nnz = self.index.shape
+        row_ptr = torch.arange(out_features + 1, dtype=torch.int32, device=self.device) * row_nnz
+        return Tiles.build(self.shape, row_ptr, self._columns().reshape(-1))
 
     @property
     def values_shape(self) -> tuple[int, ...]:
@@ -51,7 +66,8 @@ class GroupPattern(Pattern):
     def flat_index(self) -> Tensor:
         """int64 ``[out, in·N/M]``: ``row · in + column`` of each value; ascending."""
         rows = torch.arange(self.shape[0], device=self.index.device)[:, None]
-        return self.tiles.columns.long().view(self.index.shape) + rows * self.shape[1]
+        columns = self.derived.columns if isinstance(self.derived, Tiles) else self._columns()
+        return columns.long().view(self.index.shape) + rows * self.shape[1]
 
 
 def row_values(in_features: int, n: int, m: int) -> int:

@@ -12,9 +12,11 @@ from .groups import (
     GroupPattern,
     check_group_counts,
     check_positions,
+    pack,
     row_values,
     top_of_groups,
 )
+from .metadata import Metadata
 from .pattern import check_mask
 from .sampling import sample_groups
 from .transposable import transposable_mask
@@ -35,7 +37,8 @@ class NM(GroupPattern):
 
     The values have the shape of ``index``. Derived when built, for the kernels: ``packed``, uint8
     ``[out, bytes]``, the positions in 2 bits each where ``M ≤ 4``, else 4, the first one lowest, rows padded
-    to a multiple of 4 bytes; and :class:`~sparsekern.formats.csr.Tiles`.
+    to a multiple of 4 bytes; and :class:`~sparsekern.formats.csr.Tiles`, on GPUs
+    :class:`~sparsekern.formats.metadata.Metadata`.
     """
 
     format = "nm"
@@ -51,8 +54,16 @@ class NM(GroupPattern):
         if index.device.type != "meta":
             check_positions("index", index, n, m, in_features % m, in_features // m, "row")
         self.index = index
-        groups = torch.arange(row_nnz, dtype=torch.int32, device=index.device) // n
-        self._derive(groups * m + index, bits=2 if m <= 4 else 4)
+        self.packed = pack(index, bits=2 if m <= 4 else 4)
+        self._derive()
+
+    def _columns(self) -> Tensor:
+        groups = torch.arange(self.index.shape[1], dtype=torch.int32, device=self.device) // self.n
+        return groups * self.m + self.index
+
+    def metadata(self) -> Metadata:
+        """What sparse tensor cores are told of it; nothing where they cannot run it."""
+        return Metadata.build(self.index, self.n, self.m, self.shape[1], self.shape[0])
 
     @classmethod
     def from_mask(cls, mask: Tensor, n: int, m: int) -> NM:
@@ -140,8 +151,8 @@ class NM(GroupPattern):
         return {"n": self.n, "m": self.m}
 
     def tensors(self) -> list[Tensor]:
-        """``[index, packed]`` and those of :class:`~sparsekern.formats.csr.Tiles`."""
-        return [self.index, self.packed, *self.tiles.tensors()]
+        """``[index, packed]`` and those of :attr:`derived`."""
+        return [self.index, self.packed, *self.derived.tensors()]
 
     def sizes(self) -> list[int]:
         """``[out, in, N, M]``."""

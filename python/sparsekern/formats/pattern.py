@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 P = TypeVar("P", bound="Pattern")
+D = TypeVar("D", bound="DevicePattern")
 
 
 class Pattern(ABC):
@@ -221,6 +222,37 @@ class Pattern(ABC):
             f"{type(self).__name__}({self.spec!r}, shape={self.shape}, nnz={self.nnz}, "
             f"density={self.density:.4g}, device={self.device})"
         )
+
+
+class DevicePattern(Pattern):
+    """A pattern whose kernels need other things on a GPU than on a CPU."""
+
+    derived: Any
+    """What the kernels of the tensors' device need beside the primary tensors."""
+
+    @abstractmethod
+    def _kind(self) -> Any:
+        """The type of :attr:`derived` on the tensors' device."""
+
+    @abstractmethod
+    def _build(self, kind: Any) -> Any:
+        """The :attr:`derived` of this type."""
+
+    def _derive(self) -> None:
+        """Where it is missing or another device's. On meta there is nothing to derive anew from."""
+        if not hasattr(self, "derived") or (
+            not isinstance(self.derived, self._kind()) and self.device.type != "meta"
+        ):
+            self.derived = self._build(self._kind())
+
+    def _map(self: D, fn: Callable[[Tensor], Tensor]) -> D:
+        moved = super()._map(fn)
+        moved._derive()
+        return moved
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._derive()  # torch.load can bring tensors to another device
 
 
 class Memo(dict[Any, Any]):

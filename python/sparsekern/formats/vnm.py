@@ -22,10 +22,12 @@ from .groups import (
     check_group_counts,
     check_positions,
     chunk,
+    pack,
     pad_columns,
     row_values,
     top_of_groups,
 )
+from .metadata import Metadata
 from .pattern import check_mask
 from .sampling import sample_groups
 from .vnm_columns import best_columns
@@ -54,7 +56,8 @@ class VNM(GroupPattern):
 
     The values have the shape of ``index``. Derived when built, for the kernels: ``selected``, int32, the
     columns of W that ``columns`` stands for; ``packed``, uint8 ``[out, bytes]``, ``index`` in 2 bits each,
-    the first one lowest, rows padded to a multiple of 4 bytes; and :class:`~sparsekern.formats.csr.Tiles`.
+    the first one lowest, rows padded to a multiple of 4 bytes; and :class:`~sparsekern.formats.csr.Tiles`, on
+    GPUs :class:`~sparsekern.formats.metadata.Metadata`.
     """
 
     format = "vnm"
@@ -69,14 +72,21 @@ class VNM(GroupPattern):
         _check_contents(self.shape, columns, index, v, n, m)
         self.columns = columns
         self.index = index
-        device = index.device
-        groups = columns.shape[1]
-        starts = torch.arange(groups, dtype=torch.int32, device=device) * m
+        starts = torch.arange(columns.shape[1], dtype=torch.int32, device=index.device) * m
         self.selected = starts[:, None] + columns
-        tile = torch.arange(self.shape[0], device=device).div_(v, rounding_mode="floor") * groups
-        group = torch.arange(index.shape[1], device=device).div_(n, rounding_mode="floor")
-        slot = (tile[:, None] + group).mul_(SELECTED).add_(index)
-        self._derive(self.selected.view(-1)[slot], bits=2)
+        self.packed = pack(index, bits=2)
+        self._derive()
+
+    def _columns(self) -> Tensor:
+        groups = self.columns.shape[1]
+        tile = torch.arange(self.shape[0], device=self.device).div_(self.v, rounding_mode="floor") * groups
+        group = torch.arange(self.index.shape[1], device=self.device).div_(self.n, rounding_mode="floor")
+        slot = (tile[:, None] + group).mul_(SELECTED).add_(self.index)
+        return self.selected.view(-1)[slot]
+
+    def metadata(self) -> Metadata:
+        """What sparse tensor cores are told of it."""
+        return Metadata.build(self.index, self.n, SELECTED, SELECTED * self.columns.shape[1], self.v)
 
     @classmethod
     def from_mask(cls, mask: Tensor, v: int, n: int, m: int) -> VNM:
@@ -182,8 +192,8 @@ class VNM(GroupPattern):
         return {"v": self.v, "n": self.n, "m": self.m}
 
     def tensors(self) -> list[Tensor]:
-        """``[columns, index, selected, packed]`` and those of :class:`~sparsekern.formats.csr.Tiles`."""
-        return [self.columns, self.index, self.selected, self.packed, *self.tiles.tensors()]
+        """``[columns, index, selected, packed]`` and those of :attr:`derived`."""
+        return [self.columns, self.index, self.selected, self.packed, *self.derived.tensors()]
 
     def sizes(self) -> list[int]:
         """``[out, in, V, N, M]``."""

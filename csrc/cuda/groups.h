@@ -1,0 +1,182 @@
+// N values in each group of columns of each row: what N:M and V:N:M share on the GPU, and how they differ.
+//
+// V:N:M is N:4 on the 4 columns of each group that a tile of V rows selects: `width` is 4, and "columns" below are those,
+// counted through; `selected` says which of W they are. For N:M, `width` is M, and columns are W's own; all rows are one tile.
+#pragma once
+
+#include "gemm.h"
+
+namespace sk::gpu {
+
+struct Groups {
+  int64_t rows;  // of W, < 2^31 where there are values
+  int cols;
+  int n, m, width;
+  int columns;                    // N:M: cols. V:N:M: 4 per group
+  int row_values;                 // of a row
+  int64_t tile_rows;              // V; N:M: all rows
+  int bits;                       // of a position in `packed`, 2 or 4
+  int row_bytes;                  // of `packed`
+  const uint8_t* packed;          // position of each value in its group
+  const int32_t* selected;        // [row tiles, columns]: which of W, or null
+  const uint32_t* metadata;       // of the sparse tensor cores, or null: [row tiles, row_blocks, column_blocks, lanes]
+  int row_blocks, column_blocks;  // of a row tile: 16 rows, 64 columns each, 2 multiplies
+
+  // At most 2 values in any 4 columns that begin at a multiple of 4: what sparse tensor cores run.
+  bool sparse() const { return (n <= 2 && width % 4 == 0) || (n == 1 && width == 2); }
+  // Where there are always 2, values are the operand as they are stored.
+  bool compressed() const { return (n == 2 && width == 4) || (n == 1 && width == 2); }
+  int64_t tiles() const { return ceil_div(rows, tile_rows); }
+
+  // The columns of the tile that `row` is in; null where they are W's own.
+  SK_MEMBER const int32_t* chosen(int64_t row) const {
+    return selected ? selected + int64_t(uint32_t(row) / uint32_t(tile_rows)) * columns : nullptr;
+  }
+  // Of value k of a row, in its group.
+  SK_MEMBER int position(int64_t row, int k) const {
+    const int per_byte = 8 / bits;
+    return packed[row * row_bytes + k / per_byte] >> (k % per_byte * bits) & ((1 << bits) - 1);
+  }
+  SK_MEMBER int column(int64_t row, int k) const { return k / n * width + position(row, k); }
+  SK_MEMBER int column_of_w(int64_t row, int k) const { return selected ? chosen(row)[column(row, k)] : column(row, k); }
+};
+
+inline Groups make_groups(int64_t rows, int64_t cols, int64_t tile_rows, int n, int m, const int32_t* selected,
+                          const uint8_t* packed, const uint32_t* metadata) {
+  Groups w = {};
+  w.rows = rows, w.cols = int(cols), w.n = n, w.m = m;
+  w.width = selected ? 4 : m, w.columns = int(selected ? ceil_div(cols, m) * 4 : cols);
+  w.row_values = int(cols / m * n + (cols % m < n ? cols % m : n));
+  w.tile_rows = tile_rows > 0 ? tile_rows : 1;
+  w.bits = w.width <= 4 ? 2 : 4, w.row_bytes = int(ceil_div(int64_t(w.row_values) * w.bits, 32) * 4);
+  w.packed = packed, w.selected = selected, w.metadata = metadata;
+  w.row_blocks = int(ceil_div(w.tile_rows < rows ? w.tile_rows : rows, 16)), w.column_blocks = int(ceil_div(w.columns, 64));
+  return w;
+}
+
+// groups.cu; see sparsekern/nm_cuda.h.
+int64_t metadata_words(const Groups& w);
+const char* scatter(const Groups& w, const void* values, int element_bytes, void* dense, void* stream);
+const char* gather(const Groups& w, const void* dense, int element_bytes, void* values, void* stream);
+int64_t linear_workspace(const Groups& w, const sk_matrix& x, sk_dtype dtype);
+const char* linear(const Groups& w, const void* values, const sk_matrix& x, const void* bias, sk_activation activation,
+                   const sk_matrix& y, void* workspace, sk_dtype dtype, void* stream);
+int64_t backward_workspace(const Groups& w, const sk_matrix& grad, const sk_matrix* x, sk_dtype dtype);
+const char* backward(const Groups& w, const void* values, const sk_matrix& grad, const sk_matrix* x,
+                     const sk_matrix* grad_x, void* grad_values, void* grad_bias, void* workspace, sk_dtype dtype,
+                     void* stream);
+
+// The values in the two slots that the sparse tensor cores' operand has for columns 4 q .. 4 q + 3 of a row, -1 for none: by
+// column, a lone one in the first, or in the second if it is in the last column. So says the metadata, which
+// python/sparsekern/formats/metadata.py makes.
+struct Slots {
+  int first, second;
+};
+
+SK_DEVICE Slots slots(const Groups& w, int64_t row, int q) {
+  if (w.width == 2) return {2 * q < w.row_values ? 2 * q : -1, 2 * q + 1 < w.row_values ? 2 * q + 1 : -1};
+  const int per_group = w.width / 4, begin = q / per_group * w.n;
+  const int end = begin + w.n < w.row_values ? begin + w.n : w.row_values;
+  int first = -1, second = -1, last = 0;
+  for (int k = begin; k < end; k++) {
+    const int at = w.position(row, k);
+    if (at / 4 != q % per_group) continue;
+    if (first < 0)
+      first = k, last = at % 4;
+    else
+      second = k;
+  }
+  if (second < 0 && last == 3) return {-1, first};
+  return {first, second};
+}
+
+// --- W's tiles in shared memory -------------------------------------------------------------------------------------------
+
+// The operand's slots k0 .. k0 + 31 of rows row0 .. row0 + 64 * down (those below row_end), 4 runs per row. `runs`: values are
+// the operand, and in aligned runs.
+template <class T>
+SK_DEVICE void load_slots(const Tile<T>& tile, const Groups& w, const T* values, int64_t row0, int64_t row_end, int k0,
+                          bool runs, int down) {
+  if (runs) {
+    for (int i = thread(); i < kTall * down * 4; i += 128 * down) {
+      const int r = i / 4, c = i % 4 * kRun<T>;
+      const bool inside = row0 + r < row_end && k0 + c < w.row_values;
+      copy_async(tile.at(r, c), inside ? values + (row0 + r) * w.row_values + k0 + c : values, inside);
+    }
+    return;
+  }
+#pragma unroll 1
+  for (int i = thread(); i < kTall * down * 16; i += 128 * down) {
+    const int r = i / 16, c = i % 16 * 2;
+    const int64_t row = row0 + r;
+    Vector<T, 2> pair = {};
+    if (row < row_end) {
+      const Slots q = slots(w, row, (k0 + c) / 2);
+      if (q.first >= 0) pair.at[0] = values[row * w.row_values + q.first];
+      if (q.second >= 0) pair.at[1] = values[row * w.row_values + q.second];
+    }
+    tile.data.store(tile.place(r, c), pair);
+  }
+}
+
+// Rows row0 .. row0 + rows (those below row_end) and columns c0 .. c0 + columns of W with its zeros; kOfW: the columns of W
+// itself. A warp writes rows of its own, zeros first: no barrier between. Values are read as they are needed, so it is other
+// blocks on the multiprocessor that hide the time they take.
+template <bool kOfW, class T>
+SK_DEVICE void expand(const Tile<T>& tile, const Groups& w, const T* values, int64_t row0, int rows, int64_t row_end,
+                      int c0, int columns, int warps) {
+  const int per_warp = rows / warps, first = warp() * per_warp;
+  for (int i = lane(); i < per_warp << tile.shift; i += kWarp)
+    tile.data.store(tile.place(first + (i >> tile.shift), (i & ((1 << tile.shift) - 1)) * kRun<T>), Vector<T, kRun<T>>{});
+  warp_barrier();
+  const int group = kOfW ? w.m : w.width, begin = c0 / group * w.n;
+  const int64_t end = (int64_t(c0) + columns + group - 1) / group * w.n;
+  const int count = int(end < w.row_values ? end : w.row_values) - begin;
+  const int64_t left = row_end - row0 - first;
+  const int total = count <= 0 || left <= 0 ? 0 : int(left < per_warp ? left : per_warp) * count;
+  for (int i = lane(); i < total; i += kWarp) {
+    const int r = first + i / count, k = begin + i % count;
+    const int64_t row = row0 + r;
+    const int c = (kOfW ? w.column_of_w(row, k) : w.column(row, k)) - c0;
+    if (c >= 0 && c < columns) tile.data.store(tile.place(r, c), values[row * w.row_values + k]);
+  }
+}
+
+// --- blocks: 4 * down warps make 64 * down rows, of W or of its columns, times 128 --------------------------------------------
+
+// Bytes of a stage: x's tile, and of 64 rows (or columns) of W's.
+constexpr int kRightBytes = kWide * 128;
+template <bool kSlots>
+constexpr int kLeftBytes = kTall * (kSlots ? 64 : 128);
+
+// The rows of W that a block has, of one row tile.
+struct RowBlock {
+  int64_t row0, tile, block16;  // the first row, its row tile, and its first 16 rows in the metadata
+  int rows;
+
+  SK_MEMBER RowBlock(const Groups& w, int64_t i, int down) {
+    const int height = kTall * down;
+    const int64_t per_tile = (w.tile_rows + height - 1) / height, in_tile = i % per_tile * height;
+    tile = i / per_tile;
+    row0 = tile * w.tile_rows + in_tile;
+    block16 = tile * w.row_blocks + in_tile / 16;
+    const int64_t end = w.tile_rows - in_tile < w.rows - row0 ? w.tile_rows - in_tile : w.rows - row0;
+    rows = int(end < 0 ? 0 : end < height ? end : height);  // 0: past the end of a last row tile that is cut short
+  }
+};
+
+// A block has 64 rows of a row tile, or up to 128 where there are more.
+inline int down_for(int64_t rows) { return rows > kTall ? 2 : 1; }
+inline int tile_down(const Groups& w) { return down_for(w.tile_rows < w.rows ? w.tile_rows : w.rows); }
+inline int64_t row_blocks(const Groups& w) { return w.tiles() * ceil_div(w.tile_rows, kTall * tile_down(w)); }
+template <bool kSlots>
+int shared_bytes(int down) {
+  return kStages * (kLeftBytes<kSlots> * down + kRightBytes);
+}
+
+// The columns that V:N:M gathers are runs along the batch.
+inline bool gathers(const Groups& w) { return w.selected != nullptr; }
+// A row tile's part of grad must begin at a whole run.
+inline bool splits_runs(const Groups& w) { return w.tiles() > 1 && w.tile_rows % kPack; }
+
+}  // namespace sk::gpu

@@ -1,0 +1,105 @@
+"""What sparse tensor cores are told of a pattern with at most 2 values in each 4 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .pattern import map_tensors
+
+_ABSENT = 255  # a position that no group has
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """The positions of the operand's two slots in each 4 columns, in the order in which warps load them.
+
+    Of 4 columns, two slots hold the values, by column. A lone value is in the first slot, or in the second
+    one if it is in the last column: so the slots' positions can ascend, which the hardware demands, whatever
+    is missing. They take 4 bits, the first slot's lowest.
+
+    Attributes:
+        words: int32 ``[words]``. A row tile (V rows; in N:M all) is cut into blocks of 16 rows and 64
+            columns, by rows. Each has 32 words: word 4·g + t holds columns 16·t to 16·t + 15 of row g in its
+            lower half and of row g + 8 in its upper one (PTX ISA, "Matrix fragments for sparse mma.m16n8k32",
+            whose lanes 4·g + t serve the first 32 columns with t < 2, the others with t ≥ 2). Empty where the
+            pattern can hold more than 2 values in 4 columns: :meth:`fits`.
+    """
+
+    words: Tensor
+
+    @staticmethod
+    def fits(n: int, width: int) -> bool:
+        """Whether N of each ``width`` columns are at most 2 of each 4."""
+        return (n <= 2 and width % 4 == 0) or (n, width) == (1, 2)
+
+    @classmethod
+    def build(cls, index: Tensor, n: int, width: int, columns: int, tile_rows: int) -> Metadata:
+        """From the values' positions in their groups.
+
+        Args:
+            index: uint8 ``[out, values of a row]``.
+            n: values of a group.
+            width: columns of a group.
+            columns: of a row, the last group may have fewer than ``width``.
+            tile_rows: of a row tile.
+        """
+        rows = index.shape[0]
+        if not cls.fits(n, width) or rows == 0 or columns == 0:
+            return cls(index.new_empty(0, dtype=torch.int32))
+        nibbles = _nibbles(_occupied(index, n, width, columns))
+        tile_rows = min(tile_rows, rows)
+        tiles, row_blocks, column_blocks = -(-rows // tile_rows), -(-tile_rows // 16), -(-columns // 64)
+        empty = int(_nibbles(nibbles.new_zeros(())))
+        nibbles = F.pad(
+            nibbles, (0, column_blocks * 16 - nibbles.shape[1], 0, tiles * tile_rows - rows), value=empty
+        )
+        nibbles = nibbles.view(tiles, tile_rows, column_blocks * 16)
+        nibbles = F.pad(nibbles, (0, 0, 0, row_blocks * 16 - tile_rows), value=empty)
+        half_bytes = nibbles.view(tiles, row_blocks, 2, 8, column_blocks, 4, 2, 2)
+        in_bytes = (
+            half_bytes[..., 0] | half_bytes[..., 1] << 4
+        )  # tile, row block, h, g, column block, t, byte
+        in_bytes = in_bytes.permute(0, 1, 4, 3, 5, 2, 6).contiguous()
+        return cls(in_bytes.view(-1).view(torch.int32))
+
+    def tensors(self) -> list[Tensor]:
+        """``[words]``."""
+        return [self.words]
+
+    def _map(self, fn: Callable[[Tensor], Tensor]) -> Metadata:
+        return map_tensors(self, fn)
+
+
+def _occupied(index: Tensor, n: int, width: int, columns: int) -> Tensor:
+    """uint8 ``[out, ceil(columns / 4)]``: bit p tells that column p of the 4 holds a value."""
+    rows, groups = index.shape[0], -(-columns // width)
+    positions = F.pad(index, (0, groups * n - index.shape[1]), value=_ABSENT).view(rows, groups, n)
+    if width == 2:
+        positions = F.pad(positions, (0, 0, 0, groups % 2), value=_ABSENT).view(rows, -1, 2)
+        return _bit(positions[..., 0]) | _bit(positions[..., 1]) << 2
+    quads = [
+        sum((_bit(positions[..., i] - 4 * q) for i in range(1, n)), _bit(positions[..., 0] - 4 * q))
+        for q in range(width // 4)
+    ]
+    return torch.stack(quads, 2).view(rows, -1)
+
+
+def _bit(position: Tensor) -> Tensor:
+    """``1 << position`` where that is below 4, else 0; below 0 is far above it in uint8."""
+    return torch.where(position < 4, torch.ones_like(position) << (position & 3), 0)
+
+
+def _nibbles(occupied: Tensor) -> Tensor:
+    """The positions of both slots, from the bits of the columns that hold a value."""
+    table = []
+    for bits in range(16):
+        at = [p for p in range(4) if bits >> p & 1]
+        if len(at) < 2:  # 0 and 1; p and 3; 2 and 3
+            at = [0, 1] if not at else [min(at[0], 2), 3]
+        table.append(at[0] | at[1] << 2)
+    return torch.tensor(table, dtype=torch.uint8, device=occupied.device)[occupied.int()]

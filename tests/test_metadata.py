@@ -1,0 +1,70 @@
+"""What sparse tensor cores are told of a pattern: as CUTLASS orders it, and nothing that is undefined."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from cases import random_pattern
+from sparsekern import NM, VNM
+from sparsekern.formats.metadata import Metadata
+
+REFERENCE = Path(__file__).parent / "reference/sparse_metadata.json"
+
+
+def test_it_is_ordered_as_cutlass_orders_it() -> None:
+    """Each word is what CUTLASS has the same lane load, for the same positions.
+
+    It pairs two blocks of 16 rows in a register where this library pairs two of 32 columns.
+    """
+    reference = json.loads(REFERENCE.read_text())
+    rows = [int(row, 16) for row in reference["metadata"]]
+    index = torch.tensor([[row >> 2 * i & 3 for i in range(32)] for row in rows], dtype=torch.uint8)
+    words = [word & 0xFFFFFFFF for word in NM((32, 64), index, 2, 4).metadata().words.tolist()]
+    assert len(words) == 64
+    for block, g, half, t in itertools.product(range(2), range(8), range(2), range(2)):
+        theirs = int(reference["words"][half][4 * g + 2 * block + t], 16)
+        assert words[32 * block + 4 * g + 2 * half + t] == theirs
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (16, 64), (21, 37), (33, 130), (0, 8), (8, 0)], ids=str)
+@pytest.mark.parametrize("spec", ["2:4", "1:4", "1:2", "2:8", "1:12", "2:16", "64:2:8", "4:2:5", "20:2:16"])
+def test_positions_are_the_columns_of_values(spec: str, shape: tuple[int, int]) -> None:
+    """Read back from the words, for each row and 4 columns; in V:N:M selected columns, counted through."""
+    pattern = random_pattern(spec, shape, 1.0)
+    assert isinstance(pattern, NM | VNM)
+    tile_rows, width, columns = shape[0], pattern.options["m"], shape[1]
+    if isinstance(pattern, VNM):
+        tile_rows, width, columns = min(pattern.v, shape[0]), 4, 4 * pattern.columns.shape[1]
+    groups = torch.arange(pattern.index.shape[1]) // pattern.n
+    mask = torch.zeros(shape[0], columns, dtype=torch.bool).scatter_(1, groups * width + pattern.index, True)
+    words = pattern.metadata().words
+    if 0 in shape:
+        assert not len(words)
+        return
+    row_blocks, column_blocks = -(-tile_rows // 16), -(-columns // 64)
+    assert len(words) == -(-shape[0] // tile_rows) * row_blocks * column_blocks * 32
+    words = words.view(-1, row_blocks, column_blocks, 8, 4)
+    for row, quad in itertools.product(range(shape[0]), range(-(-columns // 4))):
+        tile, in_tile = divmod(row, tile_rows)
+        word = int(words[tile, in_tile // 16, quad // 16, in_tile % 8, quad % 16 // 4])
+        nibble = word >> (in_tile % 16 // 8 * 16 + quad % 4 * 4) & 15
+        at = mask[row, 4 * quad : 4 * quad + 4].nonzero()[:, 0].tolist()
+        assert set(at) <= {nibble & 3, nibble >> 2}
+        if len(at) == 1:
+            assert at[0] == (nibble >> 2 if at[0] == 3 else nibble & 3), (
+                "a lone value is in the first slot but in column 3"
+            )
+    for shift in range(0, 32, 4):
+        assert bool(((words >> shift & 3) < (words >> shift + 2 & 3)).all())
+
+
+@pytest.mark.parametrize("spec", ["3:4", "4:8", "5:11", "1:3", "1:1"])
+def test_others_have_none(spec: str) -> None:
+    pattern = random_pattern(spec, (16, 64), 1.0)
+    assert isinstance(pattern, NM)
+    assert not len(pattern.metadata().words)
+    assert not Metadata.fits(pattern.n, pattern.m)
