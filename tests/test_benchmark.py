@@ -135,7 +135,8 @@ def test_bytes_of_the_other_formats(spec: str, sparsity: float, index_bytes: int
 @pytest.mark.parametrize("suite", ["layers", "auto"])
 def test_every_format_computes_every_product(suite: str, spec: str, product: str) -> None:
     """Ragged shapes included: blocks that reach past the edge hold padding."""
-    (case,) = SUITES[suite].cases(shapes=[(70, 52, 24)], formats=[spec], sparsities=[0.5], products=[product])
+    lists = {"shapes": [(70, 52, 24)], "formats": [spec], "sparsities": [0.5], "products": [product]}
+    (case,) = SUITES[suite].cases(**lists, dtypes=[torch.float32])  # type: ignore[arg-type]
     rows = rows_of(case, line_up(SUITES[suite], case))
     ours = {"layers": ["native", "native"], "auto": ["auto"]}[suite]
     backends = [row.backend for row in rows]
