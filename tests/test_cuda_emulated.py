@@ -29,11 +29,12 @@ ROOT = Path(__file__).parents[1]
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or ""
 EMULATED = "sparsekern_emulated"
 
-STEMS = ("csr", "nm", "vnm")
+STEMS = ("csr", "bsr", "nm", "vnm")
 """Formats that have CUDA kernels."""
 SHARED = ("groups", "groups_linear", "groups_backward")
 """Sources of kernels that formats share."""
-FORMATS = ("csr",)
+FORMATS = ("csr", "bsr4", "bsr16x8", "bsr16", "bsr32", "bsr128x64")
+OPS = ("linear", "linear_backward", "linear_backward_input", "linear_backward_weight", "scatter", "gather")
 GROUPS = (
     "2:4",
     "1:4",
@@ -56,7 +57,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def gpu_operands(pattern: Pattern) -> tuple[list[Tensor], list[int]]:
     """A pattern as the ops of its format take it on a GPU."""
-    assert isinstance(pattern, DevicePattern)
+    if not isinstance(pattern, DevicePattern):
+        return pattern.tensors(), pattern.sizes()
     there = copy.copy(pattern)
     there.derived = pattern._build(Transposed if isinstance(pattern, CSR) else Metadata)
     return there.tensors(), there.sizes()
@@ -76,20 +78,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> torch.library.Library:
     folder = tmp_path_factory.mktemp("emulated")
     includes = [f"-I{ROOT / name}" for name in ("csrc/include", "csrc/cuda", "csrc/torch", "tests/emulator")]
     torch_include = Path(torch.__file__).parent / "include"
-    flags = [
-        "-std=c++17",
-        "-O2",
-        "-shared",
-        "-fPIC",
-        "-fvisibility=hidden",
-        "-Wno-unknown-pragmas",
-        "-Wno-psabi",
-    ]
-    flags += [
-        "-DSPARSEKERN_EMULATED",
-        "-DTORCH_TARGET_VERSION=0x020b000000000000",
-        f"-isystem{torch_include}",
-    ]
+    options = "-std=c++17 -O2 -shared -fPIC -fvisibility=hidden -Wno-unknown-pragmas -Wno-psabi"
+    options += " -DSPARSEKERN_EMULATED -DTORCH_TARGET_VERSION=0x020b000000000000"
+    flags = [*options.split(), f"-isystem{torch_include}"]
     sources = [
         ROOT / path for stem in STEMS for path in (f"csrc/cuda/{stem}.cu", f"csrc/torch/{stem}_cuda.cpp")
     ]
@@ -111,14 +102,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> torch.library.Library:
     subprocess.run([COMPILER, "-shared", *objects, *linked], check=True)
     defined = torch.library.Library(EMULATED, "DEF")
     for stem in STEMS:
-        for name in (
-            "linear",
-            "linear_backward",
-            "linear_backward_input",
-            "linear_backward_weight",
-            "scatter",
-            "gather",
-        ):
+        for name in OPS:
             schema = getattr(torch.ops.sparsekern, f"{stem}_{name}").default._schema
             defined.define(str(schema).removeprefix("sparsekern::"))
     torch.ops.load_library(str(folder / "libemulated.so"))
@@ -209,3 +193,17 @@ def test_what_does_not_fit_is_refused(format: str) -> None:
         linear(x, values, None, index[:1], sizes)
     with pytest.raises(RuntimeError, match="col_idx must be contiguous int32"):
         linear(x, values, None, [index[0], index[1].long(), *index[2:]], sizes)
+
+
+def test_views_at_odd_addresses() -> None:
+    """CSR takes them entry by entry; BSR says what it must have."""
+    pattern = random_pattern("csr", (40, 50), 0.5)
+    index, sizes = gpu_operands(pattern)
+    moved = [torch.cat([tensor.new_zeros(1), tensor])[1:] for tensor in index]
+    x, values = torch.randn(3, 50), torch.randn(pattern.nnz + 1)[1:]
+    y = Exact(lambda x, v: x @ pattern.scatter(v).t(), x, values)
+    y.check(op(pattern, "linear", EMULATED)(x, values, None, moved, sizes))
+    pattern = random_pattern("bsr16", (32, 32), 1.0)
+    values = torch.randn(pattern.nnz + 1)[1:].view(pattern.values_shape)
+    with pytest.raises(RuntimeError, match="values must be aligned to 16 bytes, got a view"):
+        op(pattern, "linear", EMULATED)(torch.randn(3, 32), values, None, *gpu_operands(pattern))

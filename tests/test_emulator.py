@@ -19,6 +19,7 @@ EXPECTED = {
     "ordered_by_the_warp": "ok",
     "copied": "ok",
     "one_warp_exchanges": "ok",
+    "copied_in_part": "ok",
     "multiplied": "ok",
     "multiplied_sparse": "ok",
     "missing_barrier_before_a_read": rf"store {HERE}: .* written after thread \d+ or others read it, with no",

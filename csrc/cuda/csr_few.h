@@ -48,7 +48,7 @@ few(Rows<T> w, Packed<T> x, const T* bias, sk_activation activation, Matrix<T> y
       for (int j = 0; j < n; j++) sum[j] += to_float(value.at[i]) * to_float(v.at[j]);
     }
   }
-  const float mine = warp_sums(sum);
+  const float mine = warp_sums<n>(sum);
   if (lane() < n && b0 + lane() < y.batch)
     y.at(b0 + lane(), row) = from_float<T>(activate(activation, mine + (bias ? to_float(bias[row]) : 0.0f)));
 }

@@ -57,20 +57,21 @@ SK_DEVICE float warp_sum(float v) {
 
 // The sums over the lanes of a warp of n numbers, n a power of two: that of v[i] in lanes i, i + n, ... Each step halves what
 // a lane still sums: 2 n shuffles at most, where n times warp_sum takes 5 n.
-template <int n>
-SK_DEVICE float warp_sums(float (&v)[n]) {
+template <int n, int m>
+SK_DEVICE float warp_sums(float (&v)[m]) {
+  static_assert(n <= m && m <= kWarp, "the first n of v");
+  if constexpr (n == 1) {
+    for (int i = m; i < kWarp; i *= 2) v[0] += shuffle_xor(v[0], i);
+    return v[0];
+  } else {
+    const bool upper = lane() & (n / 2);
 #pragma unroll
-  for (int half = n / 2; half > 0; half /= 2) {
-    const bool upper = lane() & half;
-#pragma unroll
-    for (int i = 0; i < half; i++) {
-      const float keep = upper ? v[i + half] : v[i], give = upper ? v[i] : v[i + half];
-      v[i] = keep + shuffle_xor(give, half);
+    for (int i = 0; i < n / 2; i++) {
+      const float keep = upper ? v[i + n / 2] : v[i], give = upper ? v[i] : v[i + n / 2];
+      v[i] = keep + shuffle_xor(give, n / 2);
     }
+    return warp_sums<n / 2>(v);
   }
-#pragma unroll
-  for (int i = n; i < kWarp; i *= 2) v[0] += shuffle_xor(v[0], i);
-  return v[0];
 }
 
 // As torch.nn.functional's relu, gelu (exact) and silu.

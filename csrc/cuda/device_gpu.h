@@ -66,11 +66,16 @@ SK_DEVICE Shared<T> shared_memory(int offset) {
   return Shared<T>(reinterpret_cast<T*>(bytes + offset));
 }
 
-// Starts to copy 16 bytes, both sides aligned to that, past the registers and L1; zeros if `inside` is false, and `from` is
-// not read then.
+// Starts to copy 16 bytes, both sides aligned to that, past the registers and L1: the first `bytes` from memory, of which no
+// others are read, then zeros.
+template <class T>
+SK_DEVICE void copy_async_part(Shared<T> to, const T* from, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to.address()), "l"(from), "r"(bytes));
+}
+// All of them, or zeros if `inside` is false.
 template <class T>
 SK_DEVICE void copy_async(Shared<T> to, const T* from, bool inside) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to.address()), "l"(from), "r"(inside ? 16 : 0));
+  copy_async_part(to, from, inside ? 16 : 0);
 }
 // Groups of a thread's copies since the last group; waits until at most kLeft groups are under way. Other threads see them
 // after a barrier.

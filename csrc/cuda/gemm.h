@@ -8,7 +8,7 @@
 
 #include "matrix.h"
 
-namespace sk::gpu {
+namespace sk::gpu::groups {
 
 template <class T>
 constexpr int kLogRun = sizeof(T) == 2 ? 3 : 2;
@@ -255,4 +255,4 @@ SK_DEVICE void store_product(const Sums& d, const Part& part, const Matrix<T>& y
   }
 }
 
-}  // namespace sk::gpu
+}  // namespace sk::gpu::groups

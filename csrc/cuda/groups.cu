@@ -2,7 +2,7 @@
 
 #include "groups.h"
 
-namespace sk::gpu {
+namespace sk::gpu::groups {
 
 namespace {
 
@@ -50,4 +50,4 @@ const char* gather(const Groups& w, const void* dense, int element_bytes, void* 
 
 int64_t metadata_words(const Groups& w) { return w.sparse() ? w.tiles() * w.row_blocks * w.column_blocks * kWarp : 0; }
 
-}  // namespace sk::gpu
+}  // namespace sk::gpu::groups

@@ -6,7 +6,7 @@
 
 #include "gemm.h"
 
-namespace sk::gpu {
+namespace sk::gpu::groups {
 
 struct Groups {
   int64_t rows;  // of W, < 2^31 where there are values
@@ -179,4 +179,4 @@ inline bool gathers(const Groups& w) { return w.selected != nullptr; }
 // A row tile's part of grad must begin at a whole run.
 inline bool splits_runs(const Groups& w) { return w.tiles() > 1 && w.tile_rows % kPack; }
 
-}  // namespace sk::gpu
+}  // namespace sk::gpu::groups

@@ -4,7 +4,7 @@
 
 #include "groups.h"
 
-namespace sk::gpu {
+namespace sk::gpu::groups {
 
 namespace {
 
@@ -131,4 +131,4 @@ const char* backward(const Groups& w, const void* values, const sk_matrix& grad,
   });
 }
 
-}  // namespace sk::gpu
+}  // namespace sk::gpu::groups

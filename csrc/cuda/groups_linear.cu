@@ -6,7 +6,7 @@
 
 #include "groups.h"
 
-namespace sk::gpu {
+namespace sk::gpu::groups {
 
 namespace {
 
@@ -114,4 +114,4 @@ const char* linear(const Groups& w, const void* values, const sk_matrix& x, cons
   });
 }
 
-}  // namespace sk::gpu
+}  // namespace sk::gpu::groups

@@ -121,6 +121,28 @@ batch_sums(Packed<T> x, T* sums) {
   if (lane() == 0) sums[f] = from_float<T>(sum);
 }
 
+// The same of a batch-major x: a lane takes a feature, the warps take turns along the batch.
+template <class T>
+SK_KERNEL(kWarp* kSumWarps)
+batch_sums_across(Matrix<const T> x, T* sums) {
+  const Shared<float> parts = shared_memory<float>(0);
+  const int64_t f = int64_t(block().x) * kWarp + lane();
+  float sum = 0.0f;
+  if (f < x.features)
+    for (int64_t b = warp(); b < x.batch; b += kSumWarps) sum += to_float(x.at(b, f));
+  parts.store(thread(), sum);
+  barrier();
+  if (warp() != 0 || f >= x.features) return;
+  for (int i = 1; i < kSumWarps; i++) sum += parts.load(i * kWarp + lane());
+  sums[f] = from_float<T>(sum);
+}
+
+template <class T>
+const char* sum_batch(const Matrix<const T>& x, void* sums, Stream stream) {
+  return launch(batch_sums_across<T>, {unsigned(ceil_div(x.features, kWarp)), 1, 1}, kWarp * kSumWarps,
+                kWarp * kSumWarps * int(sizeof(float)), stream, x, static_cast<T*>(sums));
+}
+
 template <class T>
 const char* sum_batch(const Packed<T>& x, void* sums, Stream stream) {
   return launch(batch_sums<T>, {unsigned(ceil_div(x.features, kSumWarps)), 1, 1}, kWarp * kSumWarps, 0, stream, x,

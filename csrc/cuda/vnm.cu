@@ -5,39 +5,39 @@
 
 namespace {
 
-sk::gpu::Groups groups(const sk_vnm_cuda& w) {
-  return sk::gpu::make_groups(w.rows, w.cols, w.v, w.n, w.m, w.selected, w.packed, w.metadata);
+sk::gpu::groups::Groups groups(const sk_vnm_cuda& w) {
+  return sk::gpu::groups::make_groups(w.rows, w.cols, w.v, w.n, w.m, w.selected, w.packed, w.metadata);
 }
 
 }  // namespace
 
-int64_t sk_vnm_metadata_words_cuda(const sk_vnm_cuda* w) { return sk::gpu::metadata_words(groups(*w)); }
+int64_t sk_vnm_metadata_words_cuda(const sk_vnm_cuda* w) { return sk::gpu::groups::metadata_words(groups(*w)); }
 
 const char* sk_vnm_scatter_cuda(const sk_vnm_cuda* w, const void* values, int element_bytes, void* dense, void* stream) {
-  return sk::gpu::scatter(groups(*w), values, element_bytes, dense, stream);
+  return sk::gpu::groups::scatter(groups(*w), values, element_bytes, dense, stream);
 }
 
 const char* sk_vnm_gather_cuda(const sk_vnm_cuda* w, const void* dense, int element_bytes, void* values, void* stream) {
-  return sk::gpu::gather(groups(*w), dense, element_bytes, values, stream);
+  return sk::gpu::groups::gather(groups(*w), dense, element_bytes, values, stream);
 }
 
 int64_t sk_vnm_linear_cuda_workspace(const sk_vnm_cuda* w, const sk_matrix* x, sk_dtype dtype) {
-  return sk::gpu::linear_workspace(groups(*w), *x, dtype);
+  return sk::gpu::groups::linear_workspace(groups(*w), *x, dtype);
 }
 
 const char* sk_vnm_linear_cuda(const sk_vnm_cuda* w, const void* values, const sk_matrix* x, const void* bias,
                                sk_activation activation, const sk_matrix* y, void* workspace, sk_dtype dtype,
                                void* stream) {
-  return sk::gpu::linear(groups(*w), values, *x, bias, activation, *y, workspace, dtype, stream);
+  return sk::gpu::groups::linear(groups(*w), values, *x, bias, activation, *y, workspace, dtype, stream);
 }
 
 int64_t sk_vnm_linear_backward_cuda_workspace(const sk_vnm_cuda* w, const sk_matrix* grad, const sk_matrix* x,
                                               sk_dtype dtype) {
-  return sk::gpu::backward_workspace(groups(*w), *grad, x, dtype);
+  return sk::gpu::groups::backward_workspace(groups(*w), *grad, x, dtype);
 }
 
 const char* sk_vnm_linear_backward_cuda(const sk_vnm_cuda* w, const void* values, const sk_matrix* grad, const sk_matrix* x,
                                         const sk_matrix* grad_x, void* grad_values, void* grad_bias, void* workspace,
                                         sk_dtype dtype, void* stream) {
-  return sk::gpu::backward(groups(*w), values, *grad, x, grad_x, grad_values, grad_bias, workspace, dtype, stream);
+  return sk::gpu::groups::backward(groups(*w), values, *grad, x, grad_x, grad_values, grad_bias, workspace, dtype, stream);
 }

@@ -47,6 +47,11 @@ class Gpu {
     return memory_.back().mutable_data_ptr();
   }
 
+  // Kernels load blocks of values as vectors. What torch allocates is aligned; a view may not be.
+  void aligned(const char* name, const void* data) const {
+    if (reinterpret_cast<uintptr_t>(data) % 16) check_.fail(name, "aligned to 16 bytes", "a view that is not: clone() it");
+  }
+
   void done(const char* error) const {
     if (error != nullptr) throw std::runtime_error(std::string("sparsekern::") + check_.op + ": CUDA says: " + error);
   }

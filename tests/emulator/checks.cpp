@@ -39,6 +39,14 @@ SK_KERNEL(kThreads) copied(const float* x, float* y) {
   y[thread()] = numbers().load(thread());
 }
 
+SK_KERNEL(kThreads) copied_in_part(const float* x, float* y) {
+  if (thread() < 16) copy_async_part(numbers() + 4 * thread(), x + 4 * thread(), 4);
+  commit_copies();
+  wait_copies<0>();
+  barrier();
+  y[thread()] = numbers().load(thread()) - (thread() % 4 == 0 ? x[thread()] : 0.0f);
+}
+
 SK_KERNEL(kThreads) one_warp_exchanges(const float* x, float* y) {
   if (warp() == 1) y[thread()] = shuffle(x[thread()], 5);
   barrier();
@@ -198,6 +206,7 @@ void run(const char* name, void (*kernel)(const float*, float*), int threads = k
 int main() {
 #define RUN(kernel) run(#kernel, kernel)
   RUN(reversed), RUN(summed), RUN(ordered_by_the_warp), RUN(copied), RUN(one_warp_exchanges);
+  run("copied_in_part", copied_in_part, kThreads, kBytes, true);
   run("multiplied", multiplied, kThreads, 512, true);
   run("multiplied_sparse", multiplied_sparse, kThreads, 0, true);
   RUN(missing_barrier_before_a_read), RUN(missing_barrier_before_a_write), RUN(lanes_race), RUN(two_writers);

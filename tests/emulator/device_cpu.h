@@ -116,10 +116,16 @@ Shared<T> shared_memory(int offset) {
 }
 
 template <class T>
-void copy_async(Shared<T> to, const T* from, bool inside, SK_HERE) {
-  if (inside && reinterpret_cast<uintptr_t>(from) % 16)
+void copy_async_part(Shared<T> to, const T* from, int bytes, SK_HERE) {
+  if (bytes < 0 || bytes > 16)
+    running().stop("%s: 0 to 16 bytes can come from memory, got %d", SK_SITE("copy_async").text().c_str(), bytes);
+  if (bytes > 0 && reinterpret_cast<uintptr_t>(from) % 16)
     running().stop("%s: the source must be aligned to 16 bytes", SK_SITE("copy_async").text().c_str());
-  running().copy({to.address(), inside ? from : nullptr, 16}, SK_SITE("copy_async"));
+  running().copy({to.address(), from, 16, bytes}, SK_SITE("copy_async"));
+}
+template <class T>
+void copy_async(Shared<T> to, const T* from, bool inside, SK_HERE) {
+  copy_async_part(to, from, inside ? 16 : 0, file, line);
 }
 inline void commit_copies() { running().commit_copies(); }
 template <int kLeft>

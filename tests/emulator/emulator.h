@@ -58,8 +58,8 @@ struct Byte {
 
 struct Copy {
   uint32_t to;
-  const void* from;  // null: zeros
-  int bytes;
+  const void* from;
+  int bytes, inside;  // the first `inside` are read, the others are zeros
 };
 
 struct Thread {
@@ -184,10 +184,8 @@ class Block {
     auto& groups = threads_[running_].copies;
     while (groups.size() > left + 1) {
       for (const Copy& c : groups.front()) {
-        if (c.from)
-          memcpy(memory_.data() + c.to, c.from, c.bytes);
-        else
-          memset(memory_.data() + c.to, 0, c.bytes);
+        memset(memory_.data() + c.to, 0, c.bytes);
+        if (c.inside > 0) memcpy(memory_.data() + c.to, c.from, c.inside);
         for (int i = 0; i < c.bytes; i++) {
           bytes_[c.to + i].in_flight = false;
           bytes_[c.to + i].write = {running_, block_time_, warp_times_[running_ / kWarp]};

@@ -1,0 +1,58 @@
+"""The code that nvcc made of the CUDA kernels: no spills, the expected instructions, the noted registers.
+
+It is read from the built library, so nothing is compiled here.
+"""
+
+from __future__ import annotations
+
+import cuda_report
+import pytest
+from cuda_report import ARCHS, INSTRUCTIONS, base
+from sparsekern._library import has_kernel
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tools() -> None:
+    if not has_kernel("csr_linear", "cuda"):
+        pytest.skip("the library was built without CUDA kernels")
+    for name in ("cuobjdump", "nvdisasm"):
+        if cuda_report.tool(name) is None:
+            pytest.skip(f"needs {name}: pip install nvidia-cuda-{name}")
+
+
+@pytest.fixture(scope="module")
+def resources() -> dict[str, dict[str, dict[str, int]]]:
+    found = cuda_report.resources()
+    if any(set(ARCHS) - set(used) for used in found.values()):
+        pytest.skip(f"the library was built without one of {ARCHS}")
+    return found
+
+
+def test_nothing_is_spilled_or_in_local_memory(resources: dict[str, dict[str, dict[str, int]]]) -> None:
+    spilled = {
+        f"{name} for {arch}": counts
+        for name, used in resources.items()
+        for arch, counts in used.items()
+        if counts["STACK"] or counts["LOCAL"]
+    }
+    assert not spilled
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_expected_instructions(resources: dict[str, dict[str, dict[str, int]]], arch: str) -> None:
+    code = cuda_report.instructions(arch)
+    for name, expected in INSTRUCTIONS.items():
+        kernels = [kernel for kernel in code if name in (kernel, base(kernel))]
+        assert kernels, f"no kernel {name}"
+        for kernel in kernels:
+            missing = [
+                prefix for prefix in expected if not any(name.startswith(prefix) for name in code[kernel])
+            ]
+            assert not missing, f"{kernel} for {arch} lacks {missing}"
+
+
+def test_the_committed_table(resources: dict[str, dict[str, dict[str, int]]]) -> None:
+    committed = cuda_report.TABLE.read_text()
+    if f"nvcc {cuda_report.compiler()}," not in committed:
+        pytest.skip("the table was made with another nvcc")
+    assert cuda_report.table() == committed, "run python tests/cuda_report.py and look at what changed"
