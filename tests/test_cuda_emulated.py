@@ -152,9 +152,12 @@ def test_blocks_of_rows(format: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("format", ["2:4", "64:2:8"])
+@pytest.mark.parametrize("format", ["2:4", "64:2:8", "20:2:8"])
 def test_nothing_is_ragged(format: str, layout: str) -> None:
-    """The ordinary case: no operand is packed, and whole tiles are multiplied."""
+    """The ordinary case: no operand is packed, and whole tiles are multiplied.
+
+    Where V is no multiple of 8, a row tile's part of a batch-major gradient begins at no whole run.
+    """
     check(Case(format, (128, 256), 64, 1.0, torch.bfloat16, layout))
 
 
