@@ -81,7 +81,7 @@ def kernel(symbol: str) -> str:
     name = name[: name.index("(")].replace("unsigned short", "2 bytes")
     name = name.replace("unsigned int", "4 bytes").replace("unsigned long", "8 bytes")
     own = re.search(r"GLOBAL__N__\w*?_([a-z]+)_cu_", symbol)
-    return f"{own[1]} {name}" if own else name
+    return f"{own[1]} {name}" if own and name.startswith(("scatter<", "gather<")) else name
 
 
 def base(name: str) -> str:
