@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from sparsekern import Pattern
+from sparsekern.doctor.cases import LAYOUTS
 from sparsekern.formats import parse_format
 from tolerance import Exact
 from torch import Tensor
@@ -73,22 +74,6 @@ LARGE_SHAPES = ((3000, 2000), (100, 5000))
 BATCHES = (0, 1, 2, 7, 8, 16, 17, 40, 63, 64, 65, 130, 300)
 DENSITIES = (0.0, 0.02, 0.1, 0.5, 1.0)
 DTYPES = (torch.float32, torch.bfloat16)
-
-
-def padded(matrix: Tensor) -> Tensor:
-    """``matrix`` as a view of a larger one that holds NaN elsewhere: reading the padding spoils a result."""
-    rows, columns = matrix.shape
-    frame = matrix.new_full((rows + 2, columns + 5), torch.nan)
-    frame[1:-1, 3:-2] = matrix
-    return frame[1:-1, 3:-2]
-
-
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "batch-major": lambda m: m,
-    "feature-major": lambda m: m.t().contiguous().t(),
-    "padded batch-major": padded,
-    "padded feature-major": lambda m: padded(m.t()).t(),
-}
 
 
 def random_pattern(format: str, shape: tuple[int, int], density: float) -> Pattern:

@@ -25,8 +25,7 @@ LAUNCH = {
     "many": (256, 68),
     "dots": (128, 0),
     "pack_tile": (256, 17),
-    "batch_sums": (256, 0),
-    "batch_sums_across": (256, 1),
+    "batch_sums": (256, 1),
     "product": (256, 72),
     "weight_gradient": (256, 66),
     "simple_product": (128, 0),
@@ -36,7 +35,6 @@ LAUNCH = {
     "linear_tile": (256, 96),
     "backward_input_tile": (256, 96),
     "backward_weight_tile": (256, 96),
-    "bias_gradient": (256, 1),
     "scatter_groups": (256, 0),
     "gather_groups": (256, 0),
 }

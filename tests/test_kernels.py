@@ -21,11 +21,11 @@ from cases import (
     cases,
     check_products,
     op,
-    padded,
     random_pattern,
     where,
 )
 from sparsekern import _library
+from sparsekern.doctor.cases import padded
 from sparsekern.formats import parse_format
 
 pytestmark = pytest.mark.skipif(

@@ -69,26 +69,6 @@ backward_weight_tile(Groups w, Operand<T> grad, Operand<T> x, T* grad_values, in
   }
 }
 
-// grad_bias = the sums of grad over the batch: 32 features of a block, each by 8 threads.
-template <class T>
-SK_KERNEL(kMostThreads)
-bias_gradient(Matrix<const T> grad, T* sums) {
-  constexpr int kParts = kMostThreads / kWarp;
-  const bool fm = grad.stride_batch == 1;
-  const int f = fm ? thread() / kParts : lane(), part = fm ? thread() % kParts : warp();
-  const int64_t first = int64_t(block().x) * kWarp;
-  const Shared<float> partial = shared_memory<float>(0);
-  float sum = 0.0f;
-  if (first + f < grad.features)
-    for (int64_t b = part; b < grad.batch; b += kParts) sum += to_float(grad.at(b, first + f));
-  partial.store(part * kWarp + f, sum);
-  barrier();
-  if (thread() >= kWarp || first + thread() >= grad.features) return;
-  sum = 0.0f;
-  for (int i = 0; i < kParts; i++) sum += partial.load(i * kWarp + thread());
-  sums[first + thread()] = from_float<T>(sum);
-}
-
 template <class T>
 const char* run_backward(const Groups& w, const void* values, const sk_matrix& grad, const sk_matrix* x,
                          const sk_matrix* grad_x, void* grad_values, void* grad_bias, void* workspace, Stream stream) {
@@ -110,9 +90,7 @@ const char* run_backward(const Groups& w, const void* values, const sk_matrix& g
     error = launch(backward_weight_tile<T>, grid, 128 * tile_down(w), shared_bytes<false>(tile_down(w)), stream, w, g,
                    input, static_cast<T*>(grad_values), row_blocks(w), tile_down(w));
   }
-  if (grad_bias != nullptr && w.rows > 0 && error == nullptr)
-    error = launch(bias_gradient<T>, {unsigned(ceil_div(w.rows, kWarp)), 1, 1}, kMostThreads,
-                   kMostThreads * int(sizeof(float)), stream, Matrix<const T>(grad), static_cast<T*>(grad_bias));
+  if (grad_bias != nullptr && w.rows > 0 && error == nullptr) error = sum_batch(Matrix<const T>(grad), grad_bias, stream);
   return error;
 }
 

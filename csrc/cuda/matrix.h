@@ -105,31 +105,22 @@ const char* pack(const sk_matrix& m, Packed<T>& to, uint8_t*& workspace, Stream 
 
 constexpr int kSumWarps = 8;  // of a block
 
-// The sum over the batch of each feature. A warp takes one.
+// The sum over the batch of each feature. Along a feature-major x a warp takes a feature; of a batch-major one a lane does, and
+// the warps take turns along the batch.
 template <class T>
 SK_KERNEL(kWarp* kSumWarps)
-batch_sums(Packed<T> x, T* sums) {
-  const int64_t f = int64_t(block().x) * kSumWarps + warp();
-  if (f >= x.features) return;
-  float sum = 0.0f;
-  for (int64_t b = lane() * kPack; b < x.columns; b += kWarp * kPack) {
-    const auto v = load<Vector<T, kPack>>(x.at(f, b));
-#pragma unroll
-    for (int i = 0; i < kPack; i++) sum += to_float(v.at[i]);
-  }
-  sum = warp_sum(sum);
-  if (lane() == 0) sums[f] = from_float<T>(sum);
-}
-
-// The same of a batch-major x: a lane takes a feature, the warps take turns along the batch.
-template <class T>
-SK_KERNEL(kWarp* kSumWarps)
-batch_sums_across(Matrix<const T> x, T* sums) {
+batch_sums(Matrix<const T> x, T* sums) {
   const Shared<float> parts = shared_memory<float>(0);
-  const int64_t f = int64_t(block().x) * kWarp + lane();
+  const bool along = x.stride_batch == 1;
+  const int64_t f = along ? int64_t(block().x) * kSumWarps + warp() : int64_t(block().x) * kWarp + lane();
   float sum = 0.0f;
   if (f < x.features)
-    for (int64_t b = warp(); b < x.batch; b += kSumWarps) sum += to_float(x.at(b, f));
+    for (int64_t b = along ? lane() : warp(); b < x.batch; b += along ? kWarp : kSumWarps) sum += to_float(x.at(b, f));
+  if (along) {
+    sum = warp_sum(sum);
+    if (lane() == 0 && f < x.features) sums[f] = from_float<T>(sum);
+    return;
+  }
   parts.store(thread(), sum);
   barrier();
   if (warp() != 0 || f >= x.features) return;
@@ -139,14 +130,9 @@ batch_sums_across(Matrix<const T> x, T* sums) {
 
 template <class T>
 const char* sum_batch(const Matrix<const T>& x, void* sums, Stream stream) {
-  return launch(batch_sums_across<T>, {unsigned(ceil_div(x.features, kWarp)), 1, 1}, kWarp * kSumWarps,
+  const int features = x.stride_batch == 1 ? kSumWarps : kWarp;  // of a block
+  return launch(batch_sums<T>, {unsigned(ceil_div(x.features, features)), 1, 1}, kWarp * kSumWarps,
                 kWarp * kSumWarps * int(sizeof(float)), stream, x, static_cast<T*>(sums));
-}
-
-template <class T>
-const char* sum_batch(const Packed<T>& x, void* sums, Stream stream) {
-  return launch(batch_sums<T>, {unsigned(ceil_div(x.features, kSumWarps)), 1, 1}, kWarp * kSumWarps, 0, stream, x,
-                static_cast<T*>(sums));
 }
 
 }  // namespace sk::gpu

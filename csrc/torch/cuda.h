@@ -47,9 +47,10 @@ class Gpu {
     return memory_.back().mutable_data_ptr();
   }
 
-  // Kernels load blocks of values as vectors. What torch allocates is aligned; a view may not be.
-  void aligned(const char* name, const void* data) const {
-    if (reinterpret_cast<uintptr_t>(data) % 16) check_.fail(name, "aligned to 16 bytes", "a view that is not: clone() it");
+  // What torch allocates is aligned; a view may not be.
+  void aligned(const char* name, const void* data, int bytes) const {
+    if (reinterpret_cast<uintptr_t>(data) % bytes)
+      check_.fail(name, "aligned to " + std::to_string(bytes) + " bytes", "a view that is not: clone() it");
   }
 
   void done(const char* error) const {
@@ -68,10 +69,59 @@ class Gpu {
   void* const stream = nullptr;
 };
 
+// The C ABI of a format whose matrices are W, as csr_cuda.h has it.
+template <class W>
+struct CudaFunctions {
+  int64_t (*linear_workspace)(const W*, const sk_matrix* x, sk_dtype);
+  const char* (*linear)(const W*, const void* values, const sk_matrix* x, const void* bias, sk_activation,
+                        const sk_matrix* y, void* workspace, sk_dtype, void* stream);
+  int64_t (*backward_workspace)(const W*, const sk_matrix* grad, const sk_matrix* x, sk_dtype);
+  const char* (*backward)(const W*, const void* values, const sk_matrix* grad, const sk_matrix* x, const sk_matrix* grad_x,
+                          void* grad_values, void* grad_bias, void* workspace, sk_dtype, void* stream);
+  const char* (*scatter)(const W*, const void* values, int element_bytes, void* dense, void* stream);
+  const char* (*gather)(const W*, const void* dense, int element_bytes, void* values, void* stream);
+  int alignment = 1;  // of values, in bytes
+};
+
+// A format of products.h from its pattern P, checked: its matrix `w` and its kFunctions.
+template <class P>
+struct OnGpu : P {
+  using Device = Gpu;
+  using P::P;
+
+  void linear(const void* values, const sk_matrix* x, const void* bias, sk_activation activation, const sk_matrix* y,
+              sk_dtype dtype, Gpu& at) const {
+    at.aligned("values", values, f.alignment);
+    void* const workspace = at.workspace(f.linear_workspace(&this->w, x, dtype));
+    at.done(f.linear(&this->w, values, x, bias, activation, y, workspace, dtype, at.stream));
+  }
+  void backward(const void* values, const sk_matrix* grad, const sk_matrix* x, const sk_matrix* grad_x, void* grad_values,
+                void* grad_bias, sk_dtype dtype, Gpu& at) const {
+    at.aligned("values", values, f.alignment);
+    void* const workspace = at.workspace(f.backward_workspace(&this->w, grad, x, dtype));
+    at.done(f.backward(&this->w, values, grad, x, grad_x, grad_values, grad_bias, workspace, dtype, at.stream));
+  }
+  void scatter(const void* values, int bytes, void* dense, Gpu& at) const {
+    at.done(f.scatter(&this->w, values, bytes, dense, at.stream));
+  }
+  void gather(const void* dense, int bytes, void* values, Gpu& at) const {
+    at.done(f.gather(&this->w, dense, bytes, values, at.stream));
+  }
+
+ private:
+  static constexpr const auto& f = P::kFunctions;
+};
+
+// The last tensor of `list`, what sparse tensor cores are told of a pattern: `words` of them, null where there are none.
+inline const uint32_t* metadata(const Checker& check, const Pattern& list, int64_t words, const Tensor& x) {
+  check.tensor("metadata", list.back(), ScalarType::Int, x, {words});
+  return words > 0 ? static_cast<const uint32_t*>(list.back().const_data_ptr()) : nullptr;
+}
+
 }  // namespace sk
 
 #ifdef SPARSEKERN_EMULATED
-#define SK_REGISTER_CUDA_PRODUCTS(format, F) SK_REGISTER_PRODUCTS_ON(sparsekern_emulated, CPU, format, F)
+#define SK_REGISTER_CUDA_PRODUCTS(format, F) SK_REGISTER_PRODUCTS_ON(sparsekern_emulated, CPU, format, sk::OnGpu<F>)
 #else
-#define SK_REGISTER_CUDA_PRODUCTS(format, F) SK_REGISTER_PRODUCTS_ON(sparsekern, CUDA, format, F)
+#define SK_REGISTER_CUDA_PRODUCTS(format, F) SK_REGISTER_PRODUCTS_ON(sparsekern, CUDA, format, sk::OnGpu<F>)
 #endif

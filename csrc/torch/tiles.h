@@ -10,9 +10,11 @@ constexpr int64_t kNarrowestTile = 128, kWidestTile = int64_t(1) << 16;
 
 inline int64_t tile_count(int64_t size, int64_t width) { return size > width ? (size + width - 1) / width : 1; }
 
-// The rows x cols matrix with nnz entries that the last 4 tensors of `list`, those of Tiles, describe.
+constexpr size_t kTileTensors = 4;
+
+// The rows x cols matrix with nnz entries that the last tensors of `list`, those of Tiles, describe.
 inline sk_csr tiles(const Checker& check, const Pattern& list, int64_t rows, int64_t cols, int64_t nnz, const Tensor& x) {
-  const Tensor* t = list.data() + list.size() - 4;
+  const Tensor* t = list.data() + list.size() - kTileTensors;
   const Tensor &columns = t[0], &tile_ptr = t[1], &t_tile_ptr = t[2], &t_slot = t[3];
   const bool wide = columns.scalar_type() == ScalarType::Int;
   if (!wide && cols > (1 << 16)) check.fail("columns", "int32 [nnz] where in > 65536", describe(columns));

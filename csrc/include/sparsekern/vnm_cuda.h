@@ -25,31 +25,14 @@ typedef struct {
 /* How many words `metadata` has: 0 where n > 2. */
 int64_t sk_vnm_metadata_words_cuda(const sk_vnm_cuda* w);
 
-/* dense [rows, cols], contiguous, = the values where the pattern is and 0 elsewhere; values = dense where the pattern is.
- * element_bytes: 2, 4 or 8. */
+/* As nm_cuda.h's. */
 const char* sk_vnm_scatter_cuda(const sk_vnm_cuda* w, const void* values, int element_bytes, void* dense, void* stream);
 const char* sk_vnm_gather_cuda(const sk_vnm_cuda* w, const void* dense, int element_bytes, void* values, void* stream);
 
-/* y = activation(x W^T + bias).
- *   w          W [out, in]
- *   values     [out, values of a row] of `dtype`
- *   x          [batch, in] of `dtype`, batch >= 1
- *   bias       w->rows numbers of `dtype`, or NULL
- *   y          [batch, out] of `dtype`, written
- *   workspace  sk_vnm_linear_cuda_workspace() bytes, 256-byte aligned */
 int64_t sk_vnm_linear_cuda_workspace(const sk_vnm_cuda* w, const sk_matrix* x, sk_dtype dtype);
 const char* sk_vnm_linear_cuda(const sk_vnm_cuda* w, const void* values, const sk_matrix* x, const void* bias,
                                sk_activation activation, const sk_matrix* y, void* workspace, sk_dtype dtype, void* stream);
 
-/* The gradients of vnm_linear, those that are asked for.
- *   w            W [out, in]
- *   values       [out, values of a row] of `dtype`; may be NULL where grad_x is
- *   grad         [batch, out] of `dtype`: the gradient of y, batch >= 1
- *   x            [batch, in] of `dtype`; NULL where grad_values is
- *   grad_x       [batch, in] of `dtype`, written: grad W. Or NULL
- *   grad_values  as values, written: sum over b of grad[b, row(k)] * x[b, col(k)]. Or NULL
- *   grad_bias    w->rows numbers of `dtype`, written: sum over b of grad[b, r]. Or NULL
- *   workspace    sk_vnm_linear_backward_cuda_workspace() bytes for the same grad and x, 256-byte aligned */
 int64_t sk_vnm_linear_backward_cuda_workspace(const sk_vnm_cuda* w, const sk_matrix* grad, const sk_matrix* x,
                                               sk_dtype dtype);
 const char* sk_vnm_linear_backward_cuda(const sk_vnm_cuda* w, const void* values, const sk_matrix* grad, const sk_matrix* x,

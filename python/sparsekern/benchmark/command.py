@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="these shapes, not the suite's; without --suite it means --suite layers, and csr if no --format",
     )
     what.add_argument(
-        "--format", nargs="+", type=_format, metavar="SPEC", help="sparsity formats, not the suite's"
+        "--format", nargs="+", type=format_spec, metavar="SPEC", help="sparsity formats, not the suite's"
     )
     what.add_argument(
         "--sparsity",
@@ -193,7 +193,8 @@ def _shape(text: str) -> Shape:
     return int(sizes[0]), int(sizes[1]), int(sizes[2])
 
 
-def _format(text: str) -> str:
+def format_spec(text: str) -> str:
+    """An argument that must be a format, as its spec."""
     try:
         return parse_format(text).spec
     except ValueError as error:

@@ -12,8 +12,8 @@ import torch
 from .._library import LOAD_ERROR
 from .._version import __version__
 from ..benchmark import report
+from ..benchmark.command import format_spec
 from ..benchmark.progress import progress
-from ..formats import parse_format
 from ..isolation import Failure, Worker
 from .cases import DTYPES, PRODUCTS, Case, plan
 from .check import check, no_device, unavailable
@@ -51,7 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="cpu, cuda, cuda:1 (default: cpu and every GPU)",
     )
     parser.add_argument(
-        "--format", nargs="+", type=_format, metavar="SPEC", help="csr, bsr32, 2:4, 64:2:8, ... (default: 15)"
+        "--format",
+        nargs="+",
+        type=format_spec,
+        metavar="SPEC",
+        help="csr, bsr32, 2:4, 64:2:8, ... (default: 15)",
     )
     parser.add_argument("--dtype", nargs="+", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--quick", action="store_true", help="fewer formats, shapes and layouts")
@@ -198,10 +202,3 @@ def _device(text: str) -> str:
         return str(torch.device(text))
     except RuntimeError:
         raise argparse.ArgumentTypeError(f"must be a device such as cpu or cuda:0, got {text!r}") from None
-
-
-def _format(text: str) -> str:
-    try:
-        return parse_format(text).spec
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
