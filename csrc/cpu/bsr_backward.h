@@ -77,10 +77,8 @@ int64_t backward_column(const sk_bsr& w, const T* values, int64_t j, int64_t k, 
         own[p].g += (w.t_block_row[b] * height - r0) * panels[p].s.stride;
       }
       float* const next = sums + w.t_block[min(b + 1, end - 1)] * size;
-      with_vectors(panels[0].s.stride, [&](auto nv) {
-        (add ? weight_block<true, nv * kLanes> : weight_block<false, nv * kLanes>)(w, own, count,
-                                                                                   sums + w.t_block[b] * size, next);
-      });
+      with_vectors(panels[0].s.stride,
+                   [&](auto nv) { weight_block<nv * kLanes>(w, own, count, add, sums + w.t_block[b] * size, next); });
     }
     empty = false;
   }

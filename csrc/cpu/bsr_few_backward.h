@@ -31,6 +31,18 @@ template <int kWidth>
   return shuffle(rows, rows, [](int l) constexpr { return l / kWidth; }, Lanes{});
 }
 
+// Calls f with kWidth, the columns of W in a vector of weights, and few_count, as compile-time constants.
+template <class F>
+void with_few(int64_t width, int64_t batch, F f) {
+  with_few_count(batch, [&](auto nb) {
+    if constexpr (kLanes >= 16)
+      if (width >= 16) return f(std::integral_constant<int, 16>{}, nb);
+    if constexpr (kLanes >= 8)
+      if (width >= 8) return f(std::integral_constant<int, 8>{}, nb);
+    f(std::integral_constant<int, 4>{}, nb);
+  });
+}
+
 // sums [NB, span] += g W.
 template <int kWidth, int NB, class T>
 void add_grad_x(FewBlocks blocks, const T* values, FewRows g, FewRows sums) {

@@ -70,11 +70,9 @@ template <class F>
 [[gnu::always_inline]] inline void for_tiles(int64_t rows, int64_t vectors, F f) {
   int64_t j = 0;
   for (; j + kTileVectors <= vectors; j += kTileVectors) for_strips<kTileVectors>(rows, j, f);
-  switch (vectors - j) {
-    case 1: return for_strips<1>(rows, j, f);
-    case 2: return for_strips<2>(rows, j, f);
-    case 3: return for_strips<3>(rows, j, f);
-  }
+  if constexpr (kTileVectors > 2)
+    if (j + 2 <= vectors) for_strips<2>(rows, j, f), j += 2;
+  if (j < vectors) for_strips<1>(rows, j, f);
 }
 
 // Rows of a panel or, feature-major, of a matrix.

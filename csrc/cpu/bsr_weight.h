@@ -61,8 +61,7 @@ struct Operands {
 
 // out [rows, cols] (+)= g x^T over the panels, rows and cols multiples of 4: kLanes dot products at a time, whose sums over
 // the lanes share a tree of kLanes - 1 merges. 74 % of the FMA peak for 8 x 8, operands in L1.
-template <bool kAdd>
-void dot_tiles(int64_t rows, int64_t cols, const Operands* panels, int count, float* out) {
+inline void dot_tiles(int64_t rows, int64_t cols, const Operands* panels, int count, bool add, float* out) {
   constexpr int kRows = kLanes / 4;
   for (int64_t c = 0; c < cols; c += 4)
     for (int64_t r = 0; r < rows; r += kRows) {
@@ -84,7 +83,7 @@ void dot_tiles(int64_t rows, int64_t cols, const Operands* panels, int count, fl
       for (int i = 0; i < kRows; i++) {
         float* const to = out + (r + i) * cols + c;
         vec4 old = {};
-        if (kAdd) memcpy(&old, to, sizeof old);
+        if (add) memcpy(&old, to, sizeof old);
         sums[i] += old;
         memcpy(to, &sums[i], sizeof old);
       }
@@ -93,9 +92,9 @@ void dot_tiles(int64_t rows, int64_t cols, const Operands* panels, int count, fl
 
 // The gradient of one block over the panels, all as wide as the first; `next` is that of the block after it. Strides are
 // constants: 8 rows of g need one address then, where 8 did not fit the registers; +15 % of this product for 16 x 16.
-template <bool kAdd, int kStride>
-void weight_block(const sk_bsr& w, const Operands* panels, int count, float* out, const float* next) {
-  if (w.block_cols < kLanes) return dot_tiles<kAdd>(w.block_rows, w.block_cols, panels, count, out);
+template <int kStride>
+void weight_block(const sk_bsr& w, const Operands* panels, int count, bool add, float* out, const float* next) {
+  if (w.block_cols < kLanes) return dot_tiles(w.block_rows, w.block_cols, panels, count, add, out);
   const int64_t width = weight_width(w);
   for (int64_t c = 0; c < w.block_cols; c += width)
     for_tiles(w.block_rows, width / kLanes, [&](auto mr, auto nv, int64_t r, int64_t) {  // all of the width is one tile
@@ -107,7 +106,7 @@ void weight_block(const sk_bsr& w, const Operands* panels, int count, float* out
         for (int l = 0; l < nv(); l++) __builtin_prefetch(next + (r + i) * w.block_cols + c + l * kLanes, 1);
       float* to = out + r * w.block_cols + c;
       for (int i = 0; i < mr(); i++, to += w.block_cols)
-        for (int l = 0; l < nv(); l++) store(to + l * kLanes, kAdd ? load(to + l * kLanes) + acc[i][l] : acc[i][l]);
+        for (int l = 0; l < nv(); l++) store(to + l * kLanes, add ? load(to + l * kLanes) + acc[i][l] : acc[i][l]);
     });
 }
 

@@ -41,19 +41,20 @@ namespace {
 
 // Rows [r0, r1) of y for one panel. `fill`: x's panel is packed first, each tile just before its rows. `whole`: x_panel holds
 // all tiles, for rows that come later; else one tile at a time, which then never leaves L1 and L2.
-template <int NV, class T>
+template <class T>
 void linear_panel(const sk_csr& w, const Entry* entry, int64_t group, int64_t r0, int64_t r1, const sk_matrix& x, bool fill,
                   bool whole, float* x_panel, const T* bias, sk_activation activation, const sk_matrix& y, Slice s,
                   float* sums) {
   const int64_t width = tile_width(w);
+  const RowFunctions<T> rows(s.width);
   for (int64_t t = 0; t < w.tiles; t += group) {
     const int64_t c0 = t * width, c1 = min(w.cols, (t + group) * width);
     float* const tile = x_panel + (whole ? c0 * s.stride : 0);
     if (fill) pack<T>(x, c0, c1, s, tile);
     if (t + group < w.tiles)
-      entry = linear_rows<NV>(w, entry, t, t + group, r0, r1, tile - c0 * s.stride, bias, s.stride, sums, sums, s.stride);
+      entry = rows.linear(w, entry, t, t + group, r0, r1, tile - c0 * s.stride, bias, s.stride, sums, sums, s.stride);
     else
-      finish_rows<NV>(w, entry, t, r0, r1, tile - c0 * s.stride, bias, activation, y, s, sums);
+      rows.finish(w, entry, t, r0, r1, tile - c0 * s.stride, bias, activation, y, s, sums);
   }
 }
 
@@ -63,10 +64,10 @@ Split forward_split(const sk_csr& w, int64_t batch, int threads) {
                     columns * (w.rows * kFloatCost + w.nnz * kColumnCost), w.nnz * kEntryCost, 0.0);
 }
 
-template <class I, class T>
+template <class T>
 void linear(const sk_csr& w, const T* values, const sk_matrix& x, const T* bias, sk_activation activation,
             const sk_matrix& y, const sk_threads& threads) {
-  if (x.batch <= kLanes) return linear_few<I>(w, values, x, bias, activation, y, threads);
+  if (x.batch <= kLanes) return linear_few(w, values, x, bias, activation, y, threads);
   const int stride = panel_stride(x.batch);
   const int64_t panels = ceil_div(x.batch, kPanel), group = tile_group(w, stride);
   const Split split = forward_split(w, x.batch, threads.threads);
@@ -80,27 +81,17 @@ void linear(const sk_csr& w, const T* values, const sk_matrix& x, const T* bias,
       const int64_t first_entry = row_begin(w, first_row), count = row_begin(w, last_row) - first_entry;
       Entry* const entries = scratch<Use::kWeights>().get<Entry>(count) - first_entry;
       for (int64_t r = first_row; r < last_row; r += chunk)
-        pack_rows<I>(w, values, group, r, min(r + chunk, last_row), stride, entries);
+        pack_rows(w, values, group, r, min(r + chunk, last_row), stride, entries);
       const bool whole = last_row - first_row > chunk;
       float* const x_panel = scratch<Use::kInput>().get<float>(whole ? w.cols * stride : tile_width(w) * group * stride);
       float* const y_panel = scratch<Use::kOutput>().get<float>(chunk * stride);
       for (int64_t p = first; p < last; p++) {
         const Slice s = slice(x.batch, p);
         for (int64_t r0 = first_row; r0 < last_row; r0 += chunk)
-          with_vectors(s.width, [&](auto nv) {
-            linear_panel<nv()>(w, entries + row_begin(w, r0), group, r0, min(r0 + chunk, last_row), x, r0 == first_row,
-                               whole, x_panel, bias, activation, y, s, y_panel);
-          });
+          linear_panel(w, entries + row_begin(w, r0), group, r0, min(r0 + chunk, last_row), x, r0 == first_row, whole,
+                       x_panel, bias, activation, y, s, y_panel);
       }
     }
-  });
-}
-
-// f(a null pointer to W's type of columns, one to the type of values).
-template <class F>
-void with_types(const sk_csr& w, sk_dtype dtype, F f) {
-  with_columns(w, [&](auto* columns) {
-    dtype == SK_BFLOAT16 ? f(columns, static_cast<const bf16*>(nullptr)) : f(columns, static_cast<const float*>(nullptr));
   });
 }
 
@@ -109,11 +100,11 @@ void with_types(const sk_csr& w, sk_dtype dtype, F f) {
 const CsrKernels csr_kernels = {
     [](const sk_csr* w, const void* values, const sk_matrix* x, const void* bias, sk_activation activation,
        const sk_matrix* y, sk_dtype dtype, const sk_threads* threads) {
-      with_types(*w, dtype, [&](auto* columns, auto* typed) {
-        using I = std::remove_cv_t<std::remove_pointer_t<decltype(columns)>>;
+      const auto run = [&](auto* typed) {
         using T = decltype(typed);
-        linear<I>(*w, static_cast<T>(values), *x, static_cast<T>(bias), activation, *y, *threads);
-      });
+        linear(*w, static_cast<T>(values), *x, static_cast<T>(bias), activation, *y, *threads);
+      };
+      dtype == SK_BFLOAT16 ? run((const bf16*)nullptr) : run((const float*)nullptr);
     },
     [](const sk_csr* w, int64_t batch, const sk_threads* threads) -> int64_t {
       // Of both where the choice is the dtype's.
@@ -123,13 +114,13 @@ const CsrKernels csr_kernels = {
     },
     [](const sk_csr* w, const void* values, const sk_matrix* grad, const sk_matrix* x, const sk_matrix* grad_x,
        void* grad_values, void* grad_bias, void* workspace, sk_dtype dtype, const sk_threads* threads) {
-      with_types(*w, dtype, [&](auto* columns, auto* typed) {
-        using I = std::remove_cv_t<std::remove_pointer_t<decltype(columns)>>;
-        using T = std::remove_cv_t<std::remove_pointer_t<decltype(typed)>>;
-        const auto run = grad->batch <= few_backward_rows(*w, dtype) ? backward_few<I, T> : backward<I, T>;
-        run(*w, static_cast<const T*>(values), *grad, x, grad_x, static_cast<T*>(grad_values), static_cast<T*>(grad_bias),
-            workspace, *threads);
-      });
+      const auto run = [&](auto* typed) {
+        using T = std::remove_pointer_t<decltype(typed)>;
+        const auto product = grad->batch <= few_backward_rows(*w, dtype) ? backward_few<T> : backward<T>;
+        product(*w, static_cast<const T*>(values), *grad, x, grad_x, static_cast<T*>(grad_values),
+                static_cast<T*>(grad_bias), workspace, *threads);
+      };
+      dtype == SK_BFLOAT16 ? run((bf16*)nullptr) : run((float*)nullptr);
     },
 };
 

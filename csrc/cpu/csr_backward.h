@@ -18,12 +18,12 @@ template <int NV, int M, class I>
   return sum4(acc[0], acc[1], acc[2], acc[3]);
 }
 
-// Adds (or, without kAdd, stores) dot(g's row r, x's column cols[k]) over one panel to the next sum, for the entries of rows
+// Adds (or, without `add`, stores) dot(g's row r, x's column cols[k]) over one panel to the next sum, for the entries of rows
 // [r0, r1) in tile t, in that order. Returns the sum after the last one. g's row stays in registers; four entries share one
 // reduction. The rest of a row's entries gets code of its own: padding them to four costs 15 % at 90 % sparsity.
-template <int NV, bool kAdd, class I>
-float* weight_rows(const sk_csr& w, int64_t t, int64_t r0, int64_t r1, int stride, const float* g, const float* x,
-                   float* sums) {
+template <int NV, class I>
+[[gnu::noinline]] float* weight_rows(const sk_csr& w, int64_t t, int64_t r0, int64_t r1, int stride, const float* g,
+                                     const float* x, bool add, float* sums) {
   const int32_t* begins = w.tile_ptr + t * w.rows;
   const int32_t* ends = begins + w.rows;
   const I* cols = static_cast<const I*>(w.columns);
@@ -36,7 +36,7 @@ float* weight_rows(const sk_csr& w, int64_t t, int64_t r0, int64_t r1, int strid
     for (int j = 0; j < NV; j++) row[j] = load(g + j * kLanes);
     for (; end - k >= 4; k += 4, sums += 4) {  // k + 4 can overflow
       vec4 total = dots<NV, 4>(row, cols + k, stride, x);
-      if (kAdd) {
+      if (add) {
         vec4 old;
         memcpy(&old, sums, sizeof old);
         total += old;
@@ -47,7 +47,7 @@ float* weight_rows(const sk_csr& w, int64_t t, int64_t r0, int64_t r1, int strid
     const vec4 total = end - k == 3   ? dots<NV, 3>(row, cols + k, stride, x)
                        : end - k == 2 ? dots<NV, 2>(row, cols + k, stride, x)
                                       : dots<NV, 1>(row, cols + k, stride, x);
-    for (int i = 0; k < end; i++, k++, sums++) *sums = (kAdd ? *sums : 0.0f) + total[i];
+    for (int i = 0; k < end; i++, k++, sums++) *sums = (add ? *sums : 0.0f) + total[i];
   }
   return sums;
 }
@@ -80,7 +80,15 @@ struct BackwardPlan {
   }
 };
 
-template <class I, class T>
+// That for W's columns and panels of this width.
+inline decltype(&weight_rows<1, uint16_t>) weight_function(const sk_csr& w, int width) {
+  decltype(&weight_rows<1, uint16_t>) found = nullptr;
+  with_vectors(width,
+               [&](auto nv) { found = w.column_bytes == 2 ? weight_rows<nv(), uint16_t> : weight_rows<nv(), uint32_t>; });
+  return found;
+}
+
+template <class T>
 void backward(const sk_csr& w, const T* values, const sk_matrix& grad, const sk_matrix* x, const sk_matrix* grad_x,
               T* grad_values, T* grad_bias, void* workspace, const sk_threads& threads) {
   const sk_csr wt = transposed(w);
@@ -111,34 +119,31 @@ void backward(const sk_csr& w, const T* values, const sk_matrix& grad, const sk_
       float* const grad_x_panel = scratch<Use::kGradient>().get<float>((c1 - c0) * stride);
       for (int64_t p = first; p < last; p++) {
         const Slice s = slice(grad.batch, p);
+        const RowFunctions<T> rows(s.width);
+        const auto weights = weight_function(w, s.width);
         // Sums stand in the order in which they are visited: range by range, chunk by chunk, tile by tile, row by row.
         float* sums = value_sums(g) + row_begin(wt, c0);
         if (grad_values != nullptr) pack<T>(*x, c0, c1, s, x_panel);
         for (int64_t r0 = 0; r0 < w.rows; r0 += chunk) {
           const int64_t r1 = min(r0 + chunk, w.rows);
           pack<T>(grad, r0, r1, s, g_panel);
-          with_vectors(s.width, [&](auto nv) {
-            if (grad_bias != nullptr && range == 0) sum_rows(r1 - r0, s, g_panel, p != first, bias_sums(g) + r0);
-            // A tile of g stays in L1 while all columns pass over it.
-            for (int64_t i = r0 / t_width; grad_x != nullptr && i * t_width < r1; i++)
-              for (int64_t t = t0; t < t1; t++) {
-                const Entry* const first_of = entries + starts[(t - t0) * wt.tiles + i];
-                const float* const g_rows = g_panel - r0 * stride;
-                float* const y = grad_x_panel + (column(t) - c0) * stride;
-                if (i + 1 < wt.tiles)
-                  linear_rows<nv(), T>(wt, first_of, i, i + 1, column(t), column(t + 1), g_rows, nullptr, stride, y, y,
-                                       stride);
-                else
-                  finish_rows<nv(), T>(wt, first_of, i, column(t), column(t + 1), g_rows, nullptr, SK_IDENTITY, *grad_x, s,
-                                       y);
-              }
-            // A tile of x stays in L1 while the chunk's rows pass over it.
-            for (int64_t t = t0; grad_values != nullptr && t < t1; t++) {
-              if (task < ranges && p == first) sum_starts[r0 / chunk * w.tiles + t] = int32_t(sums - value_sums(g));
-              sums = (p == first ? weight_rows<nv(), false, I> : weight_rows<nv(), true, I>)(w, t, r0, r1, stride, g_panel,
-                                                                                             x_panel - c0 * stride, sums);
+          if (grad_bias != nullptr && range == 0) sum_rows(r1 - r0, s, g_panel, p != first, bias_sums(g) + r0);
+          // A tile of g stays in L1 while all columns pass over it.
+          for (int64_t i = r0 / t_width; grad_x != nullptr && i * t_width < r1; i++)
+            for (int64_t t = t0; t < t1; t++) {
+              const Entry* const first_of = entries + starts[(t - t0) * wt.tiles + i];
+              const float* const g_rows = g_panel - r0 * stride;
+              float* const y = grad_x_panel + (column(t) - c0) * stride;
+              if (i + 1 < wt.tiles)
+                rows.linear(wt, first_of, i, i + 1, column(t), column(t + 1), g_rows, nullptr, stride, y, y, stride);
+              else
+                rows.finish(wt, first_of, i, column(t), column(t + 1), g_rows, nullptr, SK_IDENTITY, *grad_x, s, y);
             }
-          });
+          // A tile of x stays in L1 while the chunk's rows pass over it.
+          for (int64_t t = t0; grad_values != nullptr && t < t1; t++) {
+            if (task < ranges && p == first) sum_starts[r0 / chunk * w.tiles + t] = int32_t(sums - value_sums(g));
+            sums = weights(w, t, r0, r1, stride, g_panel, x_panel - c0 * stride, p != first, sums);
+          }
         }
       }
     }

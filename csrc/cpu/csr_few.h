@@ -82,7 +82,7 @@ void dot_columns(const T* values, const I* columns, int64_t k, int64_t end, cons
 }
 
 // Rows [r0, r1) of y for one batch row.
-template <class I, class T>
+template <class T>
 void linear_single(const sk_csr& w, const T* values, int64_t r0, int64_t r1, const sk_matrix& x, const T* bias,
                    sk_activation activation, const sk_matrix& y) {
   float* const row = scratch<Use::kInput>().get<float>(w.cols);
@@ -90,15 +90,16 @@ void linear_single(const sk_csr& w, const T* values, int64_t r0, int64_t r1, con
   copy_rows<T>(x, w.cols, row);
   for (; r0 < r1; r0 += kFewRows) {
     const int64_t end = min(r0 + kFewRows, r1);
-    for (int64_t r = r0; r < end; r++)
-      sums[r - r0] = dot(values, static_cast<const I*>(w.columns), row_begin(w, r), row_begin(w, r + 1), row);
+    with_columns(w, [&](auto* columns) {
+      for (int64_t r = r0; r < end; r++) sums[r - r0] = dot(values, columns, row_begin(w, r), row_begin(w, r + 1), row);
+    });
     finish_sums(sums, kFewRows, r0, end, bias, activation, y);
   }
 }
 
 // The same for 2 to W batch rows. x's panel [cols][W] is in L2, and loads of it bound the product: 0.4, 0.65 and 1.3 ns per
 // weight for W = 4, 8 and 16. In tiles that fit L1 it took twice as long at 95 % sparsity, with W out of cache.
-template <int W, class I, class T>
+template <int W, class T>
 void linear_narrow(const sk_csr& w, const T* values, int64_t r0, int64_t r1, const sk_matrix& x, const T* bias,
                    sk_activation activation, const sk_matrix& y) {
   // pack and unpack move whole vectors, in ascending order: the panels are longer by one.
@@ -108,9 +109,10 @@ void linear_narrow(const sk_csr& w, const T* values, int64_t r0, int64_t r1, con
   pack<T>(x, 0, w.cols, s, x_panel);
   for (; r0 < r1; r0 += kFewRows) {
     const int64_t end = min(r0 + kFewRows, r1);
-    for (int64_t r = r0; r < end; r++)
-      dot_columns<W>(values, static_cast<const I*>(w.columns), row_begin(w, r), row_begin(w, r + 1), x_panel,
-                     sums + (r - r0) * W);
+    with_columns(w, [&](auto* columns) {
+      for (int64_t r = r0; r < end; r++)
+        dot_columns<W>(values, columns, row_begin(w, r), row_begin(w, r + 1), x_panel, sums + (r - r0) * W);
+    });
     for (int64_t r = r0; bias != nullptr && r < end; r++)
       for (int b = 0; b < W; b++) sums[(r - r0) * W + b] += to_float(bias[r]);
     activate(activation, sums, ceil_div((end - r0) * W, kLanes) * kLanes);
@@ -130,15 +132,17 @@ void with_few_width(int64_t batch, F f) {
 }
 
 // y = activation(x W^T + bias) for a batch of 1 to kLanes.
-template <class I, class T>
+template <class T>
 void linear_few(const sk_csr& w, const T* values, const sk_matrix& x, const T* bias, sk_activation activation,
                 const sk_matrix& y, const sk_threads& threads) {
   const int64_t ranges = max<int64_t>(1, min<int64_t>(threads.threads, w.rows));
-  with_few_width(x.batch, [&](auto width) {
-    auto* rows = linear_single<I, T>;
-    if constexpr (width() > 1) rows = linear_narrow<width(), I, T>;
-    parallel_for(threads, ranges, 2.0 * x.batch * (w.nnz + w.rows), [&](int64_t begin, int64_t end) {
-      rows(w, values, range_begin(w, begin, ranges), range_begin(w, end, ranges), x, bias, activation, y);
+  parallel_for(threads, ranges, 2.0 * x.batch * (w.nnz + w.rows), [&](int64_t begin, int64_t end) {
+    const int64_t r0 = range_begin(w, begin, ranges), r1 = range_begin(w, end, ranges);
+    with_few_width(x.batch, [&](auto width) {
+      if constexpr (width() == 1)
+        linear_single(w, values, r0, r1, x, bias, activation, y);
+      else
+        linear_narrow<width()>(w, values, r0, r1, x, bias, activation, y);
     });
   });
 }

@@ -42,12 +42,10 @@ inline vec4 load4(const bf16* p) {
   return (vec4)(__builtin_convertvector(numbers, uvec4) << 16);
 }
 
-// What a pass does with its gradient of the weights.
-enum class Put { kNowhere, kStore, kAdd };
-
-template <Put kPut, int M, class T>
-[[gnu::always_inline]] inline void put(vec4 sums, T* out) {
-  if constexpr (kPut == Put::kAdd)
+// The first of several passes stores its gradient of the weights, the others add to it.
+template <int M, class T>
+[[gnu::always_inline]] inline void put(vec4 sums, bool add, T* out) {
+  if (add)
     for (int i = 0; i < M; i++) sums[i] += to_float(out[i]);
   if constexpr (M == 4)
     store(out, sums);
@@ -58,19 +56,19 @@ template <Put kPut, int M, class T>
 // Entries k to k + M of a row whose gradient of y is grad[0 .. W). The panel has 2 W floats for each column: x's W numbers,
 // then the W sums of its gradient, one or two cache lines. Dot products are summed in vectors of 8, so that most of what
 // sum4 does takes half the time that it takes with 16: 6 % of the whole.
-template <int W, int M, bool kInput, Put kPut, class I, class T>
-[[gnu::always_inline]] inline void few_entries(const T* values, const I* columns, int64_t k, const float* grad,
+template <int W, int M, bool kInput, bool kValues, class I, class T>
+[[gnu::always_inline]] inline void few_entries(const T* values, const I* columns, int64_t k, const float* grad, bool add,
                                                float* panel, T* grad_values) {
   using V = typename Vector<float, W>::type;
   constexpr int kPart = W < 8 ? W : 8;
   using Part = typename Vector<float, kPart>::type;
   float* column[M];
   for (int i = 0; i < M; i++) column[i] = panel + int64_t(columns[k + i]) * (2 * W);
-  if constexpr (kPut != Put::kNowhere) {
+  if constexpr (kValues) {
     Part dots[4] = {};
     for (int i = 0; i < M; i++)
       for (int b = 0; b < W; b += kPart) dots[i] += load_as<Part>(grad + b) * load_as<Part>(column[i] + b);
-    put<kPut, M>(sum4(dots[0], dots[1], dots[2], dots[3]), grad_values + k);
+    put<M>(sum4(dots[0], dots[1], dots[2], dots[3]), add, grad_values + k);
   }
   if constexpr (kInput) {  // a row's columns differ: all loads may precede all stores
     V sums[M];
@@ -80,24 +78,27 @@ template <int W, int M, bool kInput, Put kPut, class I, class T>
 }
 
 // Fetches what entries k + kFewAhead on need.
-template <bool kInput, Put kPut, class I, class T>
+template <bool kInput, bool kValues, class I, class T>
 [[gnu::always_inline]] inline void fetch_entries(const T* values, const I* columns, int64_t k, T* grad_values) {
   __builtin_prefetch(columns + k + kFewAhead);
   if constexpr (kInput) __builtin_prefetch(values + k + kFewAhead);
-  if constexpr (kPut != Put::kNowhere) __builtin_prefetch(grad_values + k + kFewAhead, 1);
+  if constexpr (kValues) __builtin_prefetch(grad_values + k + kFewAhead, 1);
 }
 
-// Entries [k, end) of a row.
-template <int W, bool kInput, Put kPut, class I, class T>
-void few_row(const T* values, const I* columns, int64_t k, int64_t end, const float* grad, float* panel, T* grad_values) {
+// Row r of W, whose gradient of y is grad[0 .. W).
+template <int W, bool kInput, bool kValues, class I, class T>
+void few_row(const sk_csr& w, const T* values, int64_t r, const float* grad, bool add, float* panel, T* grad_values) {
+  const I* const columns = static_cast<const I*>(w.columns);
+  int64_t k = row_begin(w, r);
+  const int64_t end = row_begin(w, r + 1);
   float g[W];  // a copy stays in registers, since no store can change it
   memcpy(g, grad, sizeof g);
   const auto entries = [&](auto count) __attribute__((always_inline)) {
-    few_entries<W, count(), kInput, kPut>(values, columns, k, g, panel, grad_values);
+    few_entries<W, count(), kInput, kValues>(values, columns, k, g, add, panel, grad_values);
     k += count();
   };
   while (k + 8 <= end) {
-    fetch_entries<kInput, kPut>(values, columns, k, grad_values);
+    fetch_entries<kInput, kValues>(values, columns, k, grad_values);
     entries(Count<4>{});
     entries(Count<4>{});
   }
@@ -110,8 +111,12 @@ void few_row(const T* values, const I* columns, int64_t k, int64_t end, const fl
 }
 
 // The same for one batch row: a column's x and sum move as one number of 8 bytes.
-template <bool kInput, Put kPut, class I, class T>
-void single_row(const T* values, const I* columns, int64_t k, int64_t end, float grad, float* panel, T* grad_values) {
+template <bool kInput, bool kValues, class I, class T>
+void single_row(const sk_csr& w, const T* values, int64_t r, const float* g, bool add, float* panel, T* grad_values) {
+  const I* const columns = static_cast<const I*>(w.columns);
+  const float grad = *g;
+  int64_t k = row_begin(w, r);
+  const int64_t end = row_begin(w, r + 1);
   using Pairs = Vector<double, 2>::type;
   using Four = std::make_integer_sequence<int, 4>;
   const auto pair = [&](uint32_t column) {
@@ -123,12 +128,12 @@ void single_row(const T* values, const I* columns, int64_t k, int64_t end, float
     memcpy(panel + 2 * int64_t(column), &numbers, sizeof numbers);
   };
   for (; k + 8 <= end; k += 8) {
-    fetch_entries<kInput, kPut>(values, columns, k, grad_values);
+    fetch_entries<kInput, kValues>(values, columns, k, grad_values);
     const Columns<I> c(columns + k);
     for (int i = 0; i < 8; i += 4) {
       const vec4 low = (vec4)Pairs{pair(c[i]), pair(c[i + 1])}, high = (vec4)Pairs{pair(c[i + 2]), pair(c[i + 3])};
-      if constexpr (kPut != Put::kNowhere)
-        put<kPut, 4>(shuffle(low, high, [](int l) constexpr { return 2 * l; }, Four{}) * grad, grad_values + k + i);
+      if constexpr (kValues)
+        put<4>(shuffle(low, high, [](int l) constexpr { return 2 * l; }, Four{}) * grad, add, grad_values + k + i);
       if constexpr (kInput) {
         const vec4 terms = load4(values + k + i) * grad;
         const vec4 first = shuffle(terms, vec4{}, [](int l) constexpr { return l % 2 ? l / 2 : 4; }, Four{});
@@ -143,7 +148,7 @@ void single_row(const T* values, const I* columns, int64_t k, int64_t end, float
   }
   for (; k < end; k++) {
     float* const column = panel + 2 * int64_t(columns[k]);
-    if constexpr (kPut != Put::kNowhere) put<kPut, 1>(vec4{column[0] * grad}, grad_values + k);
+    if constexpr (kValues) put<1>(vec4{column[0] * grad}, add, grad_values + k);
     if constexpr (kInput) column[1] += to_float(values[k]) * grad;
   }
 }
@@ -177,39 +182,40 @@ struct FewPlan {
   int64_t bytes() const { return ranges * floats * sizeof(float); }
 };
 
+// A row of W with one of those above.
+template <class T>
+using RowFunction = void (*)(const sk_csr& w, const T* values, int64_t r, const float* grad, bool add, float* panel,
+                             T* grad_values);
+
+// That for the gradients that are asked for, null for none.
+template <int W, class T, class I>
+RowFunction<T> row_function(const I*, bool input, bool values) {
+  const auto with = [](auto kInput, auto kValues) -> RowFunction<T> {
+    if constexpr (W == 1)
+      return single_row<kInput(), kValues(), I, T>;
+    else
+      return few_row<W, kInput(), kValues(), I, T>;
+  };
+  if (input) return values ? with(std::true_type{}, std::true_type{}) : with(std::true_type{}, std::false_type{});
+  return values ? with(std::false_type{}, std::true_type{}) : nullptr;
+}
+
 // Rows [r0, r1) of W and batch rows `batch`, at most W of them: grad_x's sums in `panel`, the others' where they belong.
-template <int W, bool kInput, Put kPut, class I, class T>
-void backward_rows(const sk_csr& w, const T* values, const sk_matrix& grad, const sk_matrix* x, Slice batch, int64_t r0,
-                   int64_t r1, float* panel, T* grad_values, T* grad_bias) {
-  if constexpr (kPut == Put::kNowhere)
+template <int W, class T>
+void backward_rows(const sk_csr& w, const T* values, RowFunction<T> row, const sk_matrix& grad, const sk_matrix* x,
+                   Slice batch, int64_t r0, int64_t r1, float* panel, T* grad_values, T* grad_bias) {
+  if (grad_values == nullptr)
     memset(panel, 0, w.cols * 2 * W * sizeof(float));
   else  // the sums are batch columns past the last one, which pack sets to zero
     pack<T>(*x, 0, w.cols, {batch.begin, batch.count, max(kLanes, 2 * W), 2 * W}, panel);
   float* const g = scratch<Use::kOutput>().get<float>((kFewRows + 3) * W + kLanes);
-  const I* const columns = static_cast<const I*>(w.columns);
+  const bool add = batch.begin > 0;
   for (; r0 < r1; r0 += kFewRows) {
     const int64_t end = min(r0 + kFewRows, r1);
     pack<T>(grad, r0, end, batch, g);
-    if (grad_bias != nullptr) sum_batch<W>(g, end - r0, batch.begin > 0, grad_bias + r0);
-    if constexpr (kInput || kPut != Put::kNowhere)
-      for (int64_t r = r0; r < end; r++) {
-        const float* const row = g + (r - r0) * W;
-        if constexpr (W == 1)
-          single_row<kInput, kPut>(values, columns, row_begin(w, r), row_begin(w, r + 1), *row, panel, grad_values);
-        else
-          few_row<W, kInput, kPut>(values, columns, row_begin(w, r), row_begin(w, r + 1), row, panel, grad_values);
-      }
+    if (grad_bias != nullptr) sum_batch<W>(g, end - r0, add, grad_bias + r0);
+    for (int64_t r = r0; row != nullptr && r < end; r++) row(w, values, r, g + (r - r0) * W, add, panel, grad_values);
   }
-}
-
-// The instance of backward_rows for what is asked for.
-template <int W, class I, class T>
-auto backward_rows_for(bool input, Put put) {
-  if (put == Put::kNowhere)
-    return input ? backward_rows<W, true, Put::kNowhere, I, T> : backward_rows<W, false, Put::kNowhere, I, T>;
-  if constexpr (std::is_same_v<T, float>)
-    if (put == Put::kAdd) return input ? backward_rows<W, true, Put::kAdd, I, T> : backward_rows<W, false, Put::kAdd, I, T>;
-  return input ? backward_rows<W, true, Put::kStore, I, T> : backward_rows<W, false, Put::kStore, I, T>;
 }
 
 // Columns [c0, c1) of grad_x = the sums of all panels, for batch rows `batch`. Numbers of x are added up with them, and not
@@ -229,7 +235,7 @@ void sum_panels(const float* panels, const FewPlan& plan, const sk_matrix& grad_
   }
 }
 
-template <class I, class T>
+template <class T>
 void backward_few(const sk_csr& w, const T* values, const sk_matrix& grad, const sk_matrix* x, const sk_matrix* grad_x,
                   T* grad_values, T* grad_bias, void* workspace, const sk_threads& threads) {
   const FewPlan plan(w, grad.batch, threads.threads);
@@ -238,12 +244,12 @@ void backward_few(const sk_csr& w, const T* values, const sk_matrix& grad, const
   const auto pass = [&](auto width, int64_t begin, int64_t count) {
     constexpr int W = width();
     const Slice batch = {begin, count, kLanes, W};
-    const Put put = grad_values == nullptr ? Put::kNowhere : begin > 0 ? Put::kAdd : Put::kStore;
-    const auto rows = backward_rows_for<W, I, T>(grad_x != nullptr, put);
+    RowFunction<T> row = nullptr;
+    with_columns(w, [&](auto* columns) { row = row_function<W, T>(columns, grad_x != nullptr, grad_values != nullptr); });
     parallel_for(threads, ranges, 4.0 * count * (w.nnz + w.rows), [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; i++)
-        rows(w, values, grad, x, batch, range_begin(w, i, ranges), range_begin(w, i + 1, ranges), panels + i * plan.floats,
-             grad_values, grad_bias);
+        backward_rows<W>(w, values, row, grad, x, batch, range_begin(w, i, ranges), range_begin(w, i + 1, ranges),
+                         panels + i * plan.floats, grad_values, grad_bias);
     });
     if (grad_x != nullptr)
       parallel_for(threads, ceil_div(w.cols, kFewRows), 2.0 * ranges * W * w.cols, [&](int64_t first, int64_t last) {

@@ -12,8 +12,9 @@ constexpr int kPrefetchOut = 16;  // rows; 8 KB of stores under way
 // For rows [r0, r1) and a panel of NV vectors: out = sums (or, for the first tile, bias) + the row's entries in tiles [t, u)
 // times x. `out` is `sums` itself, or where finished rows go. Returns the entry after the last one used.
 template <int NV, class T, class Out>
-const Entry* linear_rows(const sk_csr& w, const Entry* entry, int64_t t, int64_t u, int64_t r0, int64_t r1, const float* x,
-                         const T* bias, int stride, const float* sums, Out* out, int64_t out_stride) {
+[[gnu::noinline]] const Entry* linear_rows(const sk_csr& w, const Entry* entry, int64_t t, int64_t u, int64_t r0,
+                                           int64_t r1, const float* x, const T* bias, int stride, const float* sums,
+                                           Out* out, int64_t out_stride) {
   const int32_t* begins = w.tile_ptr + t * w.rows;
   const int32_t* ends = w.tile_ptr + u * w.rows;
   const bool in_place = static_cast<const void*>(out) == sums;
@@ -43,8 +44,8 @@ const Entry* linear_rows(const sk_csr& w, const Entry* entry, int64_t t, int64_t
 // which takes 5 to 10 % less time at 90 % sparsity than a second pass; others through `sums`, kLanes rows at a time: their
 // stores drain while the next rows compute.
 template <int NV, class T>
-void finish_rows(const sk_csr& w, const Entry* entry, int64_t t, int64_t r0, int64_t r1, const float* x, const T* bias,
-                 sk_activation activation, const sk_matrix& y, Slice s, float* sums) {
+[[gnu::noinline]] void finish_rows(const sk_csr& w, const Entry* entry, int64_t t, int64_t r0, int64_t r1, const float* x,
+                                   const T* bias, sk_activation activation, const sk_matrix& y, Slice s, float* sums) {
   using Y = std::remove_const_t<T>;
   if (y.stride_batch == 1 && s.count == s.width && activation == SK_IDENTITY) {
     Y* const out = static_cast<Y*>(y.data) + s.begin + r0 * y.stride_feature;
@@ -59,6 +60,17 @@ void finish_rows(const sk_csr& w, const Entry* entry, int64_t t, int64_t r0, int
     unpack<Y>(y, r, end, s, sums);
   }
 }
+
+// The two for panels of one width.
+template <class T>
+struct RowFunctions {
+  decltype(&linear_rows<1, T, float>) linear;
+  decltype(&finish_rows<1, T>) finish;
+
+  explicit RowFunctions(int width) {
+    with_vectors(width, [&](auto nv) { linear = linear_rows<nv(), T, float>, finish = finish_rows<nv(), T>; });
+  }
+};
 
 }  // namespace
 }  // namespace sk::SK_ISA

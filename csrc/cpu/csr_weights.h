@@ -36,10 +36,10 @@ int64_t range_begin(const sk_csr& w, int64_t i, int64_t n) {
   return balanced_begin(w.rows, i, n, [&](int64_t r) { return double(row_begin(w, r)) + 4.0 * double(r); });
 }
 
-// Calls f with a null pointer to the type of W's column indices.
+// f(W's column indices), of their type.
 template <class F>
 void with_columns(const sk_csr& w, F f) {
-  w.column_bytes == 2 ? f(static_cast<const uint16_t*>(nullptr)) : f(static_cast<const uint32_t*>(nullptr));
+  w.column_bytes == 2 ? f(static_cast<const uint16_t*>(w.columns)) : f(static_cast<const uint32_t*>(w.columns));
 }
 
 // A weight and where its operand is: float32 bits below, float offset into a panel (column * stride) above.
@@ -54,9 +54,9 @@ inline Entry entry(float value, uint32_t offset) {
 // Copies the entries of rows [r0, r1) to entries + row_begin(r0) on: for each group of tiles, row by row. kStreams groups are
 // written side by side, so that W is read in longer pieces: 1 to 4 % of the forward product.
 template <class I, class T>
-void pack_rows(const sk_csr& w, const T* values, int64_t group, int64_t r0, int64_t r1, int stride, Entry* entries) {
+void pack_rows(const I* columns, const sk_csr& w, const T* values, int64_t group, int64_t r0, int64_t r1, int stride,
+               Entry* entries) {
   constexpr int64_t kStreams = 8;
-  const I* const columns = static_cast<const I*>(w.columns);
   struct {
     const int32_t *begins, *ends;
     Entry *next, *end;
@@ -87,6 +87,11 @@ void pack_rows(const sk_csr& w, const T* values, int64_t group, int64_t r0, int6
         }
       }
   }
+}
+
+template <class T>
+void pack_rows(const sk_csr& w, const T* values, int64_t group, int64_t r0, int64_t r1, int stride, Entry* entries) {
+  with_columns(w, [&](auto* columns) { pack_rows(columns, w, values, group, r0, r1, stride, entries); });
 }
 
 // Copies the entries in column tiles [t0, t1), transposed, to their slots: block by block of W, a tile of rows x a tile of

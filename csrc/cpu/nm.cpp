@@ -4,7 +4,7 @@
 #include "sparsekern/nm.h"
 
 #include "kernels.h"
-#include "nm_few.h"
+#include "nm_dots.h"
 
 namespace sk::SK_ISA {
 namespace {
@@ -22,12 +22,18 @@ void linear(const sk_nm& w, const void* values, const sk_matrix& x, const void* 
 
 }  // namespace
 
+template void dot_rows(const Groups&, const PackedRows<float>&, int64_t, int64_t, const float*, int64_t, int64_t, float*);
+template void dot_rows(const Groups&, const PackedRows<bf16>&, int64_t, int64_t, const float*, int64_t, int64_t, float*);
+
 const NmKernels nm_kernels = {
     [](const sk_nm* w, const void* values, const sk_matrix* x, const void* bias, sk_activation activation,
        const sk_matrix* y, sk_dtype dtype, const sk_threads* threads) {
-      if (x->batch > kFewBatch) return csr_kernels.linear(&w->csr, values, x, bias, activation, y, dtype, threads);
-      const auto run = dtype == SK_BFLOAT16 ? linear<bf16> : linear<float>;
-      run(*w, values, *x, bias, activation, *y, *threads);
+      if constexpr (kFewBatch > 0)
+        if (x->batch <= kFewBatch) {
+          const auto run = dtype == SK_BFLOAT16 ? linear<bf16> : linear<float>;
+          return run(*w, values, *x, bias, activation, *y, *threads);
+        }
+      csr_kernels.linear(&w->csr, values, x, bias, activation, y, dtype, threads);
     },
 };
 

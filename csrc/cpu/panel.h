@@ -16,7 +16,7 @@ namespace sk::SK_ISA {
 constexpr int kPanel = kLanes >= 8 ? 64 : 32;
 
 template <class T>
-inline T min(T a, T b) {
+constexpr T min(T a, T b) {
   return a < b ? a : b;
 }
 template <class T>
@@ -110,7 +110,7 @@ Scratch& scratch() {
 
 // panel[(f - begin) * s.stride + c] = m[batch s.begin + c, f] for features [begin, end); columns past s.count are zero.
 template <class T>
-void pack(const sk_matrix& m, int64_t begin, int64_t end, Slice s, float* panel) {
+[[gnu::noinline]] void pack(const sk_matrix& m, int64_t begin, int64_t end, Slice s, float* panel) {
   const T* data = static_cast<const T*>(m.data) + s.begin * m.stride_batch + begin * m.stride_feature;
   const int64_t features = end - begin;
   if (m.stride_batch == 1) {
@@ -145,7 +145,7 @@ void pack(const sk_matrix& m, int64_t begin, int64_t end, Slice s, float* panel)
 
 // The reverse: m[batch s.begin + c, f] = panel[(f - begin) * s.stride + c] for features [begin, end), c < s.count.
 template <class T>
-void unpack(const sk_matrix& m, int64_t begin, int64_t end, Slice s, const float* panel) {
+[[gnu::noinline]] void unpack(const sk_matrix& m, int64_t begin, int64_t end, Slice s, const float* panel) {
   T* data = static_cast<T*>(m.data) + s.begin * m.stride_batch + begin * m.stride_feature;
   const int64_t features = end - begin;
   const bool past = streams<T>(m, begin, s);

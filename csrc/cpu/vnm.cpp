@@ -46,10 +46,12 @@ void linear(const sk_vnm& w, const void* values, const sk_matrix& x, const void*
 const VnmKernels vnm_kernels = {
     [](const sk_vnm* w, const void* values, const sk_matrix* x, const void* bias, sk_activation activation,
        const sk_matrix* y, sk_dtype dtype, const sk_threads* threads) {
-      if (x->batch > kFewBatch || w->v * w->n < 4 * kLeastReuse)
-        return csr_kernels.linear(&w->csr, values, x, bias, activation, y, dtype, threads);
-      const auto run = dtype == SK_BFLOAT16 ? linear<bf16> : linear<float>;
-      run(*w, values, *x, bias, activation, *y, *threads);
+      if constexpr (kFewBatch > 0)
+        if (x->batch <= kFewBatch && w->v * w->n >= 4 * kLeastReuse) {
+          const auto run = dtype == SK_BFLOAT16 ? linear<bf16> : linear<float>;
+          return run(*w, values, *x, bias, activation, *y, *threads);
+        }
+      csr_kernels.linear(&w->csr, values, x, bias, activation, y, dtype, threads);
     },
 };
 
