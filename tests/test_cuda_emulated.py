@@ -31,7 +31,7 @@ EMULATED = "sparsekern_emulated"
 
 STEMS = ("csr", "bsr", "nm", "vnm")
 """Formats that have CUDA kernels."""
-SHARED = ("groups", "groups_linear", "groups_backward")
+SHARED = ("matrix", "groups", "groups_linear", "groups_backward")
 """Sources of kernels that formats share."""
 FORMATS = ("csr", "bsr4", "bsr16x8", "bsr16", "bsr32", "bsr128x64")
 OPS = ("linear", "linear_backward", "linear_backward_input", "linear_backward_weight", "scatter", "gather")

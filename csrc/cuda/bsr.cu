@@ -26,7 +26,8 @@ struct Input {
   Packed<T> packed{};
 
   const char* prepare(const sk_bsr& w, const sk_matrix& x, uint8_t*& workspace, Stream stream) {
-    return on_tensor_cores<T>(w) ? sk::gpu::operand(x, operand, workspace, stream) : pack(x, packed, workspace, stream);
+    return on_tensor_cores<T>(w) ? sk::gpu::operand(x, false, operand, workspace, stream)
+                                 : pack(x, packed, workspace, stream);
   }
 };
 
@@ -65,7 +66,7 @@ const char* backward(const sk_bsr& w, const void* values, const sk_matrix& grad,
     else if (error == nullptr)
       if constexpr (sizeof(T) == 2) error = run_weight_gradient(blocks, w.blocks, g.operand, input.operand, to, stream);
   }
-  if (grad_bias != nullptr && w.rows > 0 && error == nullptr) error = sum_batch(Matrix<const T>(grad), grad_bias, stream);
+  if (grad_bias != nullptr && w.rows > 0 && error == nullptr) error = sum_batch(grad, kDtype<T>, grad_bias, stream);
   return error;
 }
 

@@ -47,7 +47,7 @@ const char* backward(const sk_csr_cuda& w, const void* values, const sk_matrix& 
     const Rows<T> rows(w.rows, w.row_ptr, w.col_idx, nullptr, nullptr);
     if (error == nullptr) error = run_dots(rows, w.nnz, g, input, static_cast<T*>(grad_values), stream);
   }
-  if (grad_bias != nullptr && w.rows > 0 && error == nullptr) error = sum_batch(Matrix<const T>(grad), grad_bias, stream);
+  if (grad_bias != nullptr && w.rows > 0 && error == nullptr) error = sum_batch(grad, kDtype<T>, grad_bias, stream);
   return error;
 }
 

@@ -10,8 +10,6 @@
 namespace sk::gpu {
 
 constexpr int kDotWarps = 4, kDots = 8;
-template <class T>
-constexpr int kRun = 16 / int(sizeof(T));  // numbers of a 16-byte load
 
 // `group` lanes, a power of two, share an entry: with a short batch a warp takes several entries at once.
 template <class T>

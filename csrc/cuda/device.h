@@ -84,6 +84,11 @@ SK_DEVICE float activate(sk_activation activation, float v) {
   }
 }
 
+template <class T>
+constexpr sk_dtype kDtype = std::is_same_v<T, float>  ? SK_FLOAT32
+                            : std::is_same_v<T, bf16> ? SK_BFLOAT16
+                                                      : SK_FLOAT16;
+
 // f(T()) for the type T that numbers of `dtype` have in kernels.
 template <class F>
 const char* with_type(sk_dtype dtype, F f) {

@@ -1,8 +1,6 @@
 // device.h's names for NVIDIA GPUs.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 // Of a block: its most threads and, if given, how many blocks a multiprocessor is to hold, which bounds the registers.
@@ -18,13 +16,27 @@ using Stream = cudaStream_t;
 using Dim = dim3;
 
 SK_DEVICE int thread() { return int(threadIdx.x); }
+SK_DEVICE int threads() { return int(blockDim.x); }
 SK_DEVICE Dim block() { return {blockIdx.x, blockIdx.y, blockIdx.z}; }
 SK_DEVICE Dim blocks() { return {gridDim.x, gridDim.y, gridDim.z}; }
 
 SK_DEVICE float bits_to_float(uint32_t v) { return __uint_as_float(v); }
-SK_DEVICE float half_to_float(uint16_t v) { return __half2float(__ushort_as_half(v)); }
-SK_DEVICE uint16_t float_to_half(float v) { return __half_as_ushort(__float2half_rn(v)); }
-SK_DEVICE uint16_t float_to_bfloat(float v) { return __bfloat16_as_ushort(__float2bfloat16_rn(v)); }
+// In PTX: CUDA's headers for these types take a second of every file's compilation.
+SK_DEVICE float half_to_float(uint16_t v) {
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v));
+  return f;
+}
+SK_DEVICE uint16_t float_to_half(float v) {
+  uint16_t h;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(v));
+  return h;
+}
+SK_DEVICE uint16_t float_to_bfloat(float v) {
+  uint16_t h;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(v));
+  return h;
+}
 
 SK_DEVICE void barrier() { __syncthreads(); }
 SK_DEVICE void warp_barrier() { __syncwarp(); }

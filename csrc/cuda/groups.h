@@ -8,6 +8,21 @@
 
 namespace sk::gpu::groups {
 
+// A block computes [kTall * down, kWide] numbers of W x^T, of its like for the gradients, with 4 * down warps, down = 1 or 2: each
+// 64 x 32 of them. The sum advances by kDepth, 128 bytes of a row.
+constexpr int kStages = 3;
+constexpr int kLogTall = 6, kTall = 1 << kLogTall, kLogWide = 7, kWide = 1 << kLogWide, kAcross = 4;
+template <class T>
+constexpr int kLogDepth = kLogRun<T> + 3;
+template <class T>
+constexpr int kDepth = 1 << kLogDepth<T>;
+using WarpSums = Sums<kTall / 16, kWide / kAcross / 16>;
+
+// Blocks of a multiprocessor: the two that Hopper's shared memory holds, at 97 KB for one, are to fit in its registers too. Not in
+// float32, where every number is an operand of its own, and of compressed values, where it spills 8 bytes on sm_80.
+template <class T, bool kSlots = false>
+constexpr int kBlocks = sizeof(T) == 2 && !kSlots ? 2 : 1;
+
 struct Groups {
   int64_t rows;  // of W, < 2^31 where there are values
   int cols;
@@ -90,27 +105,73 @@ SK_DEVICE Slots slots(const Groups& w, int64_t row, int q) {
   return {first, second};
 }
 
+// --- blocks: 4 * down warps make 64 * down rows, of W or of its columns, times 128 --------------------------------------------
+
+// Bytes of a stage: x's tile, and of 64 rows (or columns) of W's.
+constexpr int kRightBytes = kWide * 128;
+template <bool kSlots>
+constexpr int kLeftBytes = kTall * (kSlots ? 64 + kWarp / 16 * 4 : 128);  // slots: with their metadata
+
+// The rows of W that a block has, of one row tile.
+struct RowBlock {
+  int row0, tile, block16;  // the first row, its row tile, and its first 16 rows in the metadata
+  int rows;                 // 0: past the end of a last row tile that is cut short
+
+  SK_MEMBER RowBlock(const Groups& w, int64_t i, int down) {
+    const int height = kTall * down;
+    const int64_t per_tile = (w.tile_rows + height - 1) / height, in_tile = i % per_tile * height;
+    tile = int(i / per_tile), block16 = int(tile * int64_t(w.row_blocks) + in_tile / 16);
+    const int64_t first = tile * w.tile_rows + in_tile;
+    const int64_t end = w.tile_rows - in_tile < w.rows - first ? w.tile_rows - in_tile : w.rows - first;
+    row0 = int(first), rows = int(end < 0 ? 0 : end < height ? end : height);
+  }
+};
+
+// A block has 64 rows of a row tile, or up to 128 where there are more.
+SK_DEVICE int block_down() { return threads() / 128; }
+inline int down_for(int64_t rows) { return rows > kTall ? 2 : 1; }
+inline int tile_down(const Groups& w) { return down_for(w.tile_rows < w.rows ? w.tile_rows : w.rows); }
+inline int64_t row_blocks(const Groups& w) { return w.tiles() * ceil_div(w.tile_rows, kTall * tile_down(w)); }
+template <bool kSlots>
+int shared_bytes(int down) {
+  const int operands = kStages * (kLeftBytes<kSlots> * down + kRightBytes), sums = results_bytes(kTall * down, kWide);
+  return operands > sums ? operands : sums;
+}
+// Starts to copy those rows of x that a row tile meets in columns c0 ..: columns of W, or those that the tile selects.
+template <class T>
+SK_DEVICE void copy_columns(const Groups& w, int tile, int c0, const Operand<T>& x, int offset, int log_columns, int64_t b0,
+                            int log_batch) {
+  const int32_t* const chosen = w.selected + int64_t(tile) * w.columns;
+  x.copy(offset, log_columns, b0, log_batch, [&](int i) -> int64_t {
+    return w.selected == nullptr ? c0 + i : c0 + i < w.columns ? chosen[c0 + i] : x.features;
+  });
+}
+
+// The columns that V:N:M gathers are runs along the batch.
+inline bool gathers(const Groups& w) { return w.selected != nullptr; }
+// A row tile's part of grad must begin at a whole run.
+inline bool splits_runs(const Groups& w) { return w.tiles() > 1 && w.tile_rows % kPack; }
+
 // --- W's tiles in shared memory -------------------------------------------------------------------------------------------
 
-// The operand's slots k0 .. k0 + 31 of rows row0 .. row0 + 64 * down (those below row_end), 4 runs per row. `runs`: values are
-// the operand, and in aligned runs.
+// The operand's slots k0 .. k0 + 31 of a block's rows, 4 runs per row. `runs`: values are the operand, and in aligned runs.
 template <class T>
-SK_DEVICE void load_slots(const Tile<T>& tile, const Groups& w, const T* values, int64_t row0, int64_t row_end, int k0,
-                          bool runs, int down) {
+SK_DEVICE void load_slots(const Tile<T>& tile, const Groups& w, const T* values, const RowBlock& at, int k0, bool runs,
+                          int down) {
   if (runs) {
-    for (int i = thread(); i < kTall * down * 4; i += 128 * down) {
-      const int r = i / 4, c = i % 4 * kRun<T>;
-      const bool inside = row0 + r < row_end && k0 + c < w.row_values;
-      copy_async(tile.at(r, c), inside ? values + (row0 + r) * w.row_values + k0 + c : values, inside);
-    }
+    const T* const from = values + int64_t(at.row0) * w.row_values + k0;
+    copy_tile(tile, kTall * down, [&](int r, int c, int64_t& numbers) {
+      numbers = r < at.rows ? w.row_values - k0 - c : 0;
+      return from + int64_t(r) * w.row_values + c;
+    });
     return;
   }
 #pragma unroll 1
-  for (int i = thread(); i < kTall * down * 16; i += 128 * down) {
+  for (int i = thread(); i < kTall * down * 16; i += threads()) {
     const int r = i / 16, c = i % 16 * 2;
-    const int64_t row = row0 + r;
+    const int64_t row = at.row0 + r;
     Vector<T, 2> pair = {};
-    if (row < row_end) {
+    if (r < at.rows) {
       const Slots q = slots(w, row, (k0 + c) / 2);
       if (q.first >= 0) pair.at[0] = values[row * w.row_values + q.first];
       if (q.second >= 0) pair.at[1] = values[row * w.row_values + q.second];
@@ -126,8 +187,9 @@ template <bool kOfW, class T>
 SK_DEVICE void expand(const Tile<T>& tile, const Groups& w, const T* values, int64_t row0, int rows, int64_t row_end,
                       int c0, int columns, int warps) {
   const int per_warp = rows / warps, first = warp() * per_warp;
-  for (int i = lane(); i < per_warp << tile.shift; i += kWarp)
-    tile.data.store(tile.place(first + (i >> tile.shift), (i & ((1 << tile.shift) - 1)) * kRun<T>), Vector<T, kRun<T>>{});
+  for (int i = lane(); i < per_warp << tile.log_runs; i += kWarp)
+    tile.data.store(tile.run(first + (i >> tile.log_runs), (i & ((1 << tile.log_runs) - 1)) * kRun<T>),
+                    Vector<T, kRun<T>>{});
   warp_barrier();
   const int group = kOfW ? w.m : w.width, begin = c0 / group * w.n;
   const int64_t end = (int64_t(c0) + columns + group - 1) / group * w.n;
@@ -141,42 +203,5 @@ SK_DEVICE void expand(const Tile<T>& tile, const Groups& w, const T* values, int
     if (c >= 0 && c < columns) tile.data.store(tile.place(r, c), values[row * w.row_values + k]);
   }
 }
-
-// --- blocks: 4 * down warps make 64 * down rows, of W or of its columns, times 128 --------------------------------------------
-
-// Bytes of a stage: x's tile, and of 64 rows (or columns) of W's.
-constexpr int kRightBytes = kWide * 128;
-template <bool kSlots>
-constexpr int kLeftBytes = kTall * (kSlots ? 64 : 128);
-
-// The rows of W that a block has, of one row tile.
-struct RowBlock {
-  int64_t row0, tile, block16;  // the first row, its row tile, and its first 16 rows in the metadata
-  int rows;
-
-  SK_MEMBER RowBlock(const Groups& w, int64_t i, int down) {
-    const int height = kTall * down;
-    const int64_t per_tile = (w.tile_rows + height - 1) / height, in_tile = i % per_tile * height;
-    tile = i / per_tile;
-    row0 = tile * w.tile_rows + in_tile;
-    block16 = tile * w.row_blocks + in_tile / 16;
-    const int64_t end = w.tile_rows - in_tile < w.rows - row0 ? w.tile_rows - in_tile : w.rows - row0;
-    rows = int(end < 0 ? 0 : end < height ? end : height);  // 0: past the end of a last row tile that is cut short
-  }
-};
-
-// A block has 64 rows of a row tile, or up to 128 where there are more.
-inline int down_for(int64_t rows) { return rows > kTall ? 2 : 1; }
-inline int tile_down(const Groups& w) { return down_for(w.tile_rows < w.rows ? w.tile_rows : w.rows); }
-inline int64_t row_blocks(const Groups& w) { return w.tiles() * ceil_div(w.tile_rows, kTall * tile_down(w)); }
-template <bool kSlots>
-int shared_bytes(int down) {
-  return kStages * (kLeftBytes<kSlots> * down + kRightBytes);
-}
-
-// The columns that V:N:M gathers are runs along the batch.
-inline bool gathers(const Groups& w) { return w.selected != nullptr; }
-// A row tile's part of grad must begin at a whole run.
-inline bool splits_runs(const Groups& w) { return w.tiles() > 1 && w.tile_rows % kPack; }
 
 }  // namespace sk::gpu::groups

@@ -10,62 +10,61 @@ namespace {
 
 // grad_x = grad W: a block has 64 * down columns of W.
 template <class T>
-SK_KERNEL(kMostThreads)
-backward_input_tile(Groups w, const T* values, Operand<T> grad, Matrix<T> grad_x, int64_t column_blocks, int down) {
+SK_KERNEL(kMostThreads, kBlocks<T>)
+backward_input_tile(Groups w, const T* values, Operand<T> grad, Matrix<T> grad_x, int64_t column_blocks) {
+  const int down = block_down();
   const int c0 = int(block().x % column_blocks) * (kTall * down), log_tall = kLogTall + down - 1;
   const int64_t b0 = block().x / column_blocks * kWide;
   const int columns = w.cols - c0 < kTall * down ? w.cols - c0 : kTall * down;
-  const int grad_at = kLeftBytes<false> * down, steps = int((w.rows + kDepth<T> - 1) / kDepth<T>);
-  const Part part(columns, grad.batch - b0);
-  const auto left = [&](int offset) { return Tile<T>{shared_memory<T>(offset), log_tall - kLogRun<T>}; };
-  Sums d = {};
-  pipeline(
-      steps, grad_at + kRightBytes,
-      [&](int step, int offset) {
+  const int stage_bytes = kRightBytes + kLeftBytes<false> * down;
+  WarpSums d(kAcross, columns, grad.batch - b0);
+  pipeline<kStages>(
+      int((w.rows + kDepth<T> - 1) / kDepth<T>),
+      [&](int step, int stage) {
         const int64_t row0 = int64_t(step) * kDepth<T>;
-        expand<true>(left(offset), w, values, row0, kDepth<T>, w.rows, c0, kTall * down, 4 * down);
-        copy_tile(grad, offset + grad_at, row0, kLogDepth<T>, b0, kLogWide, 128 * down);
+        expand<true>(tile_at<T>(stage * stage_bytes + kRightBytes, log_tall), w, values, row0, kDepth<T>, w.rows, c0,
+                     kTall * down, 4 * down);
+        grad.copy(stage * stage_bytes, kLogDepth<T>, b0, kLogWide, [&](int i) { return row0 + i; });
       },
-      [&](int, int offset) {
-        const Tile<T> right = tile_for(grad, offset + grad_at, kLogDepth<T>, kLogWide);
-        multiply_tiles(d, left(offset), true, right, !grad.feature_major, part);
+      [&](int, int stage) {
+        d.add(tile_at<T>(stage * stage_bytes + kRightBytes, log_tall), true,
+              grad.tile(stage * stage_bytes, kLogDepth<T>, kLogWide), !grad.feature_major, kDepth<T>);
       });
-  store_product(d, part, grad_x, c0, columns, b0, static_cast<const T*>(nullptr), SK_IDENTITY, down);
+  store_product(d, log_tall, kLogWide, grad_x, c0, columns, b0, static_cast<const T*>(nullptr), SK_IDENTITY);
 }
 
 // grad_values = grad^T x where W has values: a block has 64 * down rows and 128 columns of W.
 template <class T>
-SK_KERNEL(kMostThreads)
-backward_weight_tile(Groups w, Operand<T> grad, Operand<T> x, T* grad_values, int64_t row_blocks, int down) {
+SK_KERNEL(kMostThreads, kBlocks<T>)
+backward_weight_tile(Groups w, Operand<T> grad, Operand<T> x, T* grad_values, int64_t row_blocks) {
+  const int down = block_down();
   const RowBlock at(w, block().x % row_blocks, down);
   if (at.rows == 0) return;
   const int c0 = int(block().x / row_blocks) * kWide, log_tall = kLogTall + down - 1;
-  const int32_t* const chosen = w.selected ? w.selected + at.tile * w.columns : nullptr;
-  const int x_at = kLeftBytes<false> * down;
-  const int64_t batch = grad.batch < x.batch ? grad.batch : x.batch;  // one may have zeros behind it
-  const Part part(at.rows, w.columns - c0);
-  Sums d = {};
-  pipeline(
-      int((batch + kDepth<T> - 1) / kDepth<T>), x_at + kRightBytes,
-      [&](int step, int offset) {
+  const int stage_bytes = kRightBytes + kLeftBytes<false> * down;
+  WarpSums d(kAcross, at.rows, w.columns - c0);
+  pipeline<kStages>(
+      int((grad.batch + kDepth<T> - 1) / kDepth<T>),
+      [&](int step, int stage) {
         const int64_t b0 = int64_t(step) * kDepth<T>;
-        copy_tile(grad, offset, at.row0, log_tall, b0, kLogDepth<T>, 128 * down);
-        copy_tile(x, offset + x_at, c0, kLogWide, b0, kLogDepth<T>, 128 * down, chosen, w.columns);
+        grad.copy(stage * stage_bytes + kRightBytes, log_tall, b0, kLogDepth<T>,
+                  [&](int i) { return int64_t(at.row0) + i; });
+        copy_columns(w, at.tile, c0, x, stage * stage_bytes, kLogWide, b0, kLogDepth<T>);
       },
-      [&](int, int offset) {
-        const Tile<T> left = tile_for(grad, offset, log_tall, kLogDepth<T>);
-        const Tile<T> right = tile_for(x, offset + x_at, kLogWide, kLogDepth<T>);
-        multiply_tiles(d, left, !grad.feature_major, right, x.feature_major, part);
+      [&](int, int stage) {
+        d.add(grad.tile(stage * stage_bytes + kRightBytes, log_tall, kLogDepth<T>), !grad.feature_major,
+              x.tile(stage * stage_bytes, kLogWide, kLogDepth<T>), x.feature_major, kDepth<T>);
       });
-  const Tile<float> tile = stage_sums(d, part, false, down);
+  const Results results = d.stage(false, kWide);
   const int begin = c0 / w.width * w.n;
   const int64_t end = (int64_t(c0) + kWide + w.width - 1) / w.width * w.n;
   const int count = int(end < w.row_values ? end : w.row_values) - begin;
-  for (int i = thread(); i < at.rows * count; i += 128 * down) {
+#pragma unroll 1
+  for (int i = thread(); i < at.rows * count; i += threads()) {
     const int r = i / count, k = begin + i % count;
     const int64_t row = at.row0 + r;
     const int c = w.column(row, k) - c0;
-    if (c >= 0 && c < kWide) grad_values[row * w.row_values + k] = from_float<T>(tile.data.load(tile.place(r, c)));
+    if (c >= 0 && c < kWide) grad_values[row * w.row_values + k] = from_float<T>(results.one(r, c));
   }
 }
 
@@ -83,14 +82,14 @@ const char* run_backward(const Groups& w, const void* values, const sk_matrix& g
     const int64_t blocks = ceil_div(w.cols, kTall * down);
     const Dim grid = {unsigned(blocks * ceil_div(grad.batch, kWide)), 1, 1};
     error = launch(backward_input_tile<T>, grid, 128 * down, shared_bytes<false>(down), stream, w,
-                   static_cast<const T*>(values), g, Matrix<T>(*grad_x), blocks, down);
+                   static_cast<const T*>(values), g, Matrix<T>(*grad_x), blocks);
   }
   if (weight && error == nullptr) {
     const Dim grid = {unsigned(row_blocks(w) * ceil_div(w.columns, kWide)), 1, 1};
     error = launch(backward_weight_tile<T>, grid, 128 * tile_down(w), shared_bytes<false>(tile_down(w)), stream, w, g,
-                   input, static_cast<T*>(grad_values), row_blocks(w), tile_down(w));
+                   input, static_cast<T*>(grad_values), row_blocks(w));
   }
-  if (grad_bias != nullptr && w.rows > 0 && error == nullptr) error = sum_batch(Matrix<const T>(grad), grad_bias, stream);
+  if (grad_bias != nullptr && w.rows > 0 && error == nullptr) error = sum_batch(grad, kDtype<T>, grad_bias, stream);
   return error;
 }
 

@@ -12,71 +12,71 @@ namespace {
 
 // d += a b over 32 kHalf .. + 31 of 64 columns of W; a's tile holds 32 slots for these.
 template <int kHalf, class T>
-SK_DEVICE void multiply_slots(Sums& d, const Tile<T>& a, const uint32_t (&metadata)[4], const Tile<T>& b, bool b_t,
-                              const Part& part) {
-  uint32_t right[2][2][4], left[4];  // 16 columns each, of the first and of the second 16 rows
+SK_DEVICE void add_slots(WarpSums& d, const Tile<T>& a, Shared<uint32_t> metadata, const Tile<T>& b, bool b_t) {
+  uint32_t right[2][2][4] = {};  // 16 columns each, of the first and of the second 16 rows
 #pragma unroll
   for (int j = 0; j < 2; j++)
 #pragma unroll
     for (int k = 0; k < 2; k++)
-      if (j < part.across) load_right(right[j][k], b, b_t, 32 * kHalf + 16 * k, part.column + 16 * j);
+      if (j < d.across) load_right(right[j][k], b, b_t, 32 * kHalf + 16 * k, d.column + 16 * j);
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    if (i >= part.down) continue;
-    load_left(left, a, false, part.row + 16 * i, 16 * kHalf);
+    if (i >= d.down) continue;
+    uint32_t left[4];
+    load_left(left, a, false, d.row + 16 * i, 16 * kHalf);
+    const uint32_t where = metadata.load(2 * d.row + kWarp * i + lane());
 #pragma unroll
     for (int j = 0; j < 4; j++) {
-      if (j / 2 >= part.across) continue;
       const uint32_t (&r)[2][4] = right[j / 2];
       const uint32_t rows[4] = {r[0][j % 2 * 2], r[0][j % 2 * 2 + 1], r[1][j % 2 * 2], r[1][j % 2 * 2 + 1]};
-      multiply_sparse<kHalf>(d.at[i][j], left, rows, metadata[i], static_cast<const T*>(nullptr));
+      multiply_sparse<kHalf>(d.at[i][j], left, rows, where, static_cast<const T*>(nullptr));
     }
   }
 }
 
 // y = activation(x W^T + bias). `runs`: W's values are the compressed operand, in whole aligned runs.
 template <class T, bool kSlots>
-SK_KERNEL(kMostThreads)
+SK_KERNEL(kMostThreads, kBlocks<T, kSlots>)
 linear_tile(Groups w, const T* values, Operand<T> x, const T* bias, sk_activation activation, Matrix<T> y,
-            int64_t row_blocks, bool runs, int down) {
+            int64_t row_blocks, bool runs) {
+  const int down = block_down();
   const RowBlock at(w, block().x % row_blocks, down);
   if (at.rows == 0) return;
-  const int64_t b0 = block().x / row_blocks * kWide, row_end = at.row0 + at.rows;
-  const int32_t* const chosen = w.selected ? w.selected + at.tile * w.columns : nullptr;
-  const int x_at = kLeftBytes<kSlots> * down, steps = (w.columns + kDepth<T> - 1) / kDepth<T>;
-  const Part part(at.rows, x.batch - b0);
-  const auto left = [&](int offset) { return Tile<T>{shared_memory<T>(offset), kSlots ? 2 : 3}; };
-  uint32_t next[4] = {};
-  const auto load_metadata = [&](int step) {  // a step before it is used
-    if (!kSlots || step >= steps) return;
-    const uint32_t* const from = w.metadata + ((at.block16 + part.row / 16) * w.column_blocks + step) * kWarp + lane();
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      if (i < part.down) next[i] = from[int64_t(i) * w.column_blocks * kWarp];
+  const int64_t b0 = block().x / row_blocks * kWide;
+  const int stage_bytes = kRightBytes + kLeftBytes<kSlots> * down;
+  const int steps = (w.columns + kDepth<T> - 1) / kDepth<T>;
+  WarpSums d(kAcross, at.rows, x.batch - b0);
+  const auto left = [&](int stage) { return tile_at<T>(stage * stage_bytes + kRightBytes, kLogDepth<T> - kSlots); };
+  const auto metadata = [&](int stage) {
+    return shared_memory<uint32_t>(stage * stage_bytes + kRightBytes + kTall * 64 * down);
   };
-  Sums d = {};
-  load_metadata(0);
-  pipeline(
-      steps, x_at + kRightBytes,
-      [&](int step, int offset) {
-        if constexpr (kSlots)
-          load_slots(left(offset), w, values, at.row0, row_end, step * (kDepth<T> / 2), runs, down);
-        else
-          expand<false>(left(offset), w, values, at.row0, kTall * down, row_end, step * kDepth<T>, kDepth<T>, 4 * down);
-        copy_tile(x, offset + x_at, int64_t(step) * kDepth<T>, kLogDepth<T>, b0, kLogWide, 128 * down, chosen, w.columns);
-      },
-      [&](int step, int offset) {
-        const Tile<T> right = tile_for(x, offset + x_at, kLogDepth<T>, kLogWide);
+  pipeline<kStages>(
+      steps,
+      [&](int step, int stage) {
+        const int c0 = step * kDepth<T>;
         if constexpr (kSlots) {
-          const uint32_t metadata[4] = {next[0], next[1], next[2], next[3]};
-          load_metadata(step + 1);
-          multiply_slots<0>(d, left(offset), metadata, right, !x.feature_major, part);
-          multiply_slots<1>(d, left(offset), metadata, right, !x.feature_major, part);
+          load_slots(left(stage), w, values, at, c0 / 2, runs, down);
+          const int word = thread() * 4, block16 = word / kWarp;  // of the block
+          if (block16 < kTall / 16 * down)
+            copy_async(metadata(stage) + word,
+                       w.metadata + (int64_t(at.block16 + block16) * w.column_blocks + step) * kWarp + word % kWarp,
+                       16 * block16 < at.rows);
         } else {
-          multiply_tiles(d, left(offset), false, right, !x.feature_major, part);
+          expand<false>(left(stage), w, values, at.row0, kTall * down, int64_t(at.row0) + at.rows, c0, kDepth<T>, 4 * down);
+        }
+        copy_columns(w, at.tile, c0, x, stage * stage_bytes, kLogDepth<T>, b0, kLogWide);
+      },
+      [&](int step, int stage) {
+        const Tile<T> right = x.tile(stage * stage_bytes, kLogDepth<T>, kLogWide);
+        if constexpr (kSlots) {
+          if (d.across == 0) return;
+          add_slots<0>(d, left(stage), metadata(stage), right, !x.feature_major);
+          add_slots<1>(d, left(stage), metadata(stage), right, !x.feature_major);
+        } else {
+          d.add(left(stage), false, right, !x.feature_major, kDepth<T>);
         }
       });
-  store_product(d, part, y, at.row0, at.rows, b0, bias, activation, down);
+  store_product(d, kLogTall + down - 1, kLogWide, y, at.row0, at.rows, b0, bias, activation);
 }
 
 template <bool kSlots, class T>
@@ -86,7 +86,7 @@ const char* launch_linear(const Groups& w, const void* values, const Operand<T>&
   const bool runs = kSlots && w.compressed() && w.row_values % kRun<T> == 0 && aligned(values, 16);
   const Dim grid = {unsigned(row_blocks(w) * ceil_div(y.batch, kWide)), 1, 1};
   return launch(linear_tile<T, kSlots>, grid, 128 * down, shared_bytes<kSlots>(down), stream, w,
-                static_cast<const T*>(values), x, static_cast<const T*>(bias), activation, y, row_blocks(w), runs, down);
+                static_cast<const T*>(values), x, static_cast<const T*>(bias), activation, y, row_blocks(w), runs);
 }
 
 template <class T>

@@ -18,6 +18,7 @@ using Stream = void*;
 
 inline emulator::Block& running() { return *emulator::Block::current(); }
 inline int thread() { return running().thread(); }
+inline int threads() { return running().threads; }
 inline Dim block() { return running().index; }
 inline Dim blocks() { return running().grid; }
 
