@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 from . import cost
 from ._library import LOAD_ERROR, has_kernel
-from .dense import DENSE, NATIVE, Plan, Ready, planned_linear, scattered_linear
+from .dense import DENSE, NATIVE, Plan, Ready, capturing, planned_linear, scattered_linear
 from .formats import Pattern
 from .formats.products import ACTIVATIONS, PRODUCTS
 
@@ -96,19 +96,25 @@ def linear(
         y = ACTIVATIONS[activation](scattered_linear(flat, values.to(dtype), bias, pattern))
     else:  # casts the copy of the values that it keeps
         y = ACTIVATIONS[activation](planned_linear(flat, values, bias, pattern, plan))
-        if plan.forward and not torch.is_grad_enabled():
+        if plan.forward and kind == "cpu" and not torch.is_grad_enabled():
             Ready.remember(backend, x, values, bias, pattern)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], out_features)
 
 
 def choose(x: Tensor, values: Tensor, pattern: Pattern) -> Plan:
     """What ``"auto"`` does in this call, for a 2-D x that the native kernels take."""
-    if x.device.type != "cpu":
+    kind = x.device.type
+    if kind not in ("cpu", "cuda"):
         return NATIVE
     if torch.compiler.is_compiling():
-        return NATIVE if cost.native_if_compiled(pattern, x.dtype) else DENSE
+        if kind == "cuda":
+            native = cost.native_if_compiled_gpu(pattern, x.shape[0] <= cost.FEW, x.dtype)
+        else:
+            native = cost.native_if_compiled(pattern, x.dtype)
+        return NATIVE if native else DENSE
     grad = torch.is_grad_enabled()
-    return cost.choose(pattern, x.shape[0], x.dtype, grad and x.requires_grad, grad and values.requires_grad)
+    call = (pattern, x.shape[0], x.dtype, grad and x.requires_grad, grad and values.requires_grad)
+    return cost.choose(*call) if kind == "cpu" else cost.choose_gpu(*call, keeps=not capturing(x))
 
 
 def _dense(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:

@@ -82,9 +82,9 @@ def summary(model: nn.Module, *, batch: int = 256) -> Summary:
 
     ``print(summary(model))`` shows a table; the numbers are in its ``rows``. "vs dense" is the predicted
     speed-up over an ``nn.Linear`` of a training step with ``batch`` rows of x, on the backend that runs it.
-    :mod:`sparsekern.cost` predicts it, but not for ``"reference"`` and for other devices than CPUs. Where a
-    sparse layer does not run on the native kernels, a note below the table says why. Subclasses of
-    ``nn.Linear`` are counted in the totals of the model only.
+    :mod:`sparsekern.cost` predicts it, on GPUs by arithmetic, but not for ``"reference"``. Where a sparse
+    layer does not run on the native kernels, a note below the table says why. Subclasses of ``nn.Linear`` are
+    counted in the totals of the model only.
 
     Raises:
         TypeError: a model that is no module.
@@ -123,7 +123,7 @@ def _what_runs(layer: SparseLinear, batch: int) -> tuple[str, float | None, str 
     reason = ops.unavailable(dtype, kind, pattern)
     if reason is not None:
         return "dense" if backend == "auto" else backend, None, reason
-    if kind != "cpu" or backend == "reference":
+    if kind not in ("cpu", "cuda") or backend == "reference":
         return "native" if backend == "auto" else backend, None, None
     asked = {"native": NATIVE, "dense": DENSE}.get(backend)
     predicted = cost.predict(pattern, batch, dtype, plan=asked)
@@ -131,7 +131,8 @@ def _what_runs(layer: SparseLinear, batch: int) -> tuple[str, float | None, str 
     if backend != "auto" or plan == NATIVE:
         return "native" if plan == NATIVE else backend, speedup, None
     backend = "dense" if plan == DENSE else "native + dense"
-    return backend, speedup, f"at batch {batch} the native kernels alone are not predicted to be faster"
+    how = " (by arithmetic, not yet measured on a GPU)" if kind == "cuda" else ""
+    return backend, speedup, f"at batch {batch} the native kernels alone are not predicted to be faster{how}"
 
 
 def _amounts(row: Row) -> tuple[str, str, str]:

@@ -1,0 +1,164 @@
+"""What a product costs on a GPU, by arithmetic: the model behind ``backend="auto"`` there.
+
+**Not yet measured on a GPU.** A product takes as long as what bounds it, at the rates of :data:`HOPPER` or
+:data:`AMPERE`: ``t = max(multiply-adds / rate, bytes of memory / hbm, bytes of x read again / l2)``. Only
+ratios of two times are used. What the native kernels do is written where its term stands.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .formats import Pattern
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Rates per second: of torch's dense products and copies, and of a multiprocessor.
+
+    Attributes:
+        dense: multiply-adds of cuBLAS in 16 bits, in float32, and in TF32.
+        mma: what the warp-wide ``mma.sync`` of the native kernels reaches of cuBLAS's rate in 16 bits. On
+            Hopper cuBLAS runs ``wgmma``, which alone feeds the tensor cores in full.
+        hbm: bytes of memory.
+        l2: bytes of the L2 cache.
+        multiprocessors: how many there are.
+        clock: of them.
+    """
+
+    dense: tuple[float, float, float]
+    mma: float
+    hbm: float
+    l2: float
+    multiprocessors: int
+    clock: float
+
+    def dense_rate(self, dtype: torch.dtype) -> float:
+        """Multiply-adds of torch's dense product, as its precision is set for float32."""
+        if dtype != torch.float32:
+            return self.dense[0]
+        return self.dense[1] if torch.get_float32_matmul_precision() == "highest" else self.dense[2]
+
+    @property
+    def cycles(self) -> float:
+        """Of all multiprocessors."""
+        return self.multiprocessors * self.clock
+
+
+HOPPER = Gpu((395e12, 25e12, 190e12), 0.62, hbm=4.3e12, l2=5.5e12, multiprocessors=132, clock=1.755e9)
+"""An H200: 790 TFLOP/s in bfloat16 and 4.3 TB/s through torch. Also for what came after it."""
+AMPERE = Gpu((125e12, 8e12, 60e12), 0.85, hbm=1.6e12, l2=3.5e12, multiprocessors=108, clock=1.41e9)
+"""An A100, whose cuBLAS runs ``mma.sync`` too."""
+
+SPARSE_GAIN = 1.77
+"""Sparse tensor cores over dense ones: 2 in theory, this on H100 as measured by others."""
+IN_FLIGHT = 80e9
+"""Bytes per second that one block of threads has under way: 64 KB in 0.8 us. A grid of few blocks, as few
+rows of x make it, reads its weight no faster."""
+FEW = 32
+"""Rows of x up to which CSR runs on ``csr_few.h``."""
+
+
+@functools.cache
+def of_device(device: torch.device) -> Gpu:
+    """The rates for a CUDA device, by its compute capability."""
+    return HOPPER if torch.cuda.get_device_capability(device)[0] >= 9 else AMPERE
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What of a pattern decides how long its products take.
+
+    Attributes:
+        format: ``"csr"``, ``"bsr"``, ``"nm"`` or ``"vnm"``.
+        shape: ``(out, in)``.
+        values: how many are stored.
+        options: of the format: ``block``, or ``n``, ``m`` and ``v``.
+    """
+
+    format: str
+    shape: tuple[int, int]
+    values: int
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, pattern: Pattern) -> Facts:
+        """Those of ``pattern``."""
+        return cls(pattern.format, pattern.shape, math.prod(pattern.values_shape), pattern.options)
+
+
+def dense_seconds(shape: tuple[int, int], batch: int, dtype: torch.dtype, gpu: Gpu) -> float:
+    """Of one dense product of ``shape``, forward or a gradient: each has these multiply-adds and bytes."""
+    size = shape[0] * shape[1]
+    moved = (size + batch * sum(shape)) * dtype.itemsize
+    return max(size * batch / gpu.dense_rate(dtype), moved / gpu.hbm)
+
+
+def copy_seconds(facts: Facts, dtype: torch.dtype, gpu: Gpu) -> float:
+    """Of a scatter or a gather: W, its values, and up to 4 bytes of position for each."""
+    size = facts.shape[0] * facts.shape[1]
+    return (size * dtype.itemsize + facts.values * (dtype.itemsize + 4)) / gpu.hbm
+
+
+def native_seconds(facts: Facts, product: str, batch: int, dtype: torch.dtype, gpu: Gpu) -> float:
+    """Of a native ``"forward"``, ``"backward_input"`` or ``"backward_weight"``."""
+    rows, columns = facts.shape if product != "backward_input" else facts.shape[::-1]
+    size, element, fast = rows * columns, dtype.itemsize, dtype != torch.float32
+    through = batch * (rows + columns) * element  # x and y, once each
+    if facts.format == "csr":
+        return _csr(facts, product, batch, element, through, gpu)
+    density = facts.values / size if size else 0.0
+    moved = facts.values * (element + 0.25) + through
+    tensor = (
+        gpu.mma * gpu.dense[0] if fast else 0.5 * gpu.dense[1]
+    )  # float32: fused multiply-adds, half the peak
+    if facts.format == "bsr":
+        height, width = (
+            facts.options["block"] if product != "backward_input" else facts.options["block"][::-1]
+        )
+        if min(height, width) < 16 or not fast:
+            tensor = 0.5 * gpu.dense[1]  # bsr_simple.h, in 16 bits too
+        share, tall = density, height
+        # A number of x in shared memory is used `height` times; g, for gradients of the values, 128 times.
+        again = size * density * batch * element * (1 / height + (product == "backward_weight") / 128)
+    else:
+        n, m = facts.options["n"], facts.options["m"]
+        chosen = 4 / m if facts.format == "vnm" else 1.0  # columns that a tile of rows selects
+        width = 4 if facts.format == "vnm" else m
+        tall = min(facts.options["v"], 128) if facts.format == "vnm" else 128
+        share, again = chosen, size * chosen * batch * element / tall
+        if product == "forward" and fast and ((n <= 2 and width % 4 == 0) or (n, width) == (1, 2)):
+            tensor *= SPARSE_GAIN
+        elif product != "backward_weight":
+            tensor *= 0.8  # W is expanded in shared memory on the way
+        if product == "backward_input":  # W's columns are multiplied as they stand
+            share, tall, again = 1.0, 128, size * batch * element / 128
+    blocks = math.ceil(rows / tall) * math.ceil(batch / 128)
+    hbm = gpu.hbm if product == "backward_weight" else min(gpu.hbm, blocks * IN_FLIGHT)
+    return float(max(size * share * _padded(batch) / tensor, again / gpu.l2, moved / hbm))
+
+
+def _csr(facts: Facts, product: str, batch: int, element: int, through: float, gpu: Gpu) -> float:
+    weight = facts.values * (element + 4.0)
+    if product == "backward_weight":
+        # csr_dots.h: a number of x from L2 per multiply-add.
+        return max(facts.values * batch * element / gpu.l2, (weight + through) / gpu.hbm)
+    if batch <= FEW:
+        # csr_few.h: W once for 8 rows of x, later from L2. A warp's 32 gathers from L1 take some 16 cycles,
+        # for each meets a line of its own.
+        passes = -(-batch // 8)
+        read = weight / gpu.hbm + (passes - 1) * weight / gpu.l2
+        return max(read, facts.values * passes * 0.5 / gpu.cycles, through / gpu.hbm)
+    # csr_many.h: per value and 64 rows of x 1.5 cycles of shared memory, 2.5 in float32.
+    cycles = facts.values * -(-batch // 64) * (0.5 + element / 2)
+    return max(cycles / gpu.cycles, (weight + through) / gpu.hbm)
+
+
+def _padded(batch: int) -> int:
+    """Rows of x that tensor cores multiply."""
+    return -(-batch // 32) * 32

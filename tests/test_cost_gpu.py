@@ -1,0 +1,174 @@
+"""``backend="auto"`` on a GPU: what the arithmetic chooses, and dense copies that wait for nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import random_pattern
+from sparsekern import cost, dense
+from sparsekern.cost_gpu import AMPERE, HOPPER, Facts
+from sparsekern.dense import DENSE, NATIVE
+from sparsekern.formats import parse_format
+from test_pattern_transfers import Waits
+
+SHAPE = (4096, 4096)
+FORMATS = ("csr", "bsr8", "bsr16", "bsr32", "bsr64", "bsr128", "2:4", "2:8", "4:8", "64:2:8", "128:2:16")
+GPUS = {"hopper": HOPPER, "ampere": AMPERE}
+
+
+def facts(format: str, sparsity: float | None = None, shape: tuple[int, int] = SHAPE) -> Facts:
+    kind = parse_format(format)
+    fixed = kind.kind.fixed_sparsity(**kind.options)
+    kept = 1.0 - (sparsity if fixed is None else fixed)
+    return Facts(kind.kind.format, shape, round(shape[0] * shape[1] * kept), kind.options)
+
+
+@pytest.mark.parametrize(
+    ("format", "sparsity", "batch", "expected"),
+    [
+        # Few rows of x are bound by the weight's bytes.
+        *(("csr", s, 1, NATIVE) for s in (0.8, 0.9, 0.95)),
+        ("csr", 0.5, 1, DENSE),
+        *((f"bsr{side}", 0.8, 8, NATIVE) for side in (16, 32, 64, 128)),
+        *((format, None, 8, NATIVE) for format in ("2:8", "64:2:8", "128:2:16")),
+        # Many: CSR runs on plain arithmetic, small blocks and V reread x through L2.
+        *(("csr", s, 4096, DENSE) for s in (0.8, 0.9, 0.95, 0.97)),
+        *(("csr", s, 4096, NATIVE) for s in (0.98, 0.99)),
+        *(("csr", s, 33, DENSE) for s in (0.8, 0.9)),
+        ("bsr32", 0.7, 4096, DENSE),
+        ("bsr32", 0.9, 4096, NATIVE),
+        ("bsr64", 0.5, 4096, DENSE),
+        ("bsr64", 0.7, 4096, NATIVE),
+        ("bsr128", 0.1, 4096, DENSE),
+        ("bsr128", 0.5, 4096, NATIVE),
+        *((format, None, 4096, DENSE) for format in ("2:8", "4:8", "64:2:8")),
+        *((format, None, 4096, NATIVE) for format in ("128:2:8", "128:2:16")),
+    ],
+)
+def test_inference_on_hopper(format: str, sparsity: float | None, batch: int, expected: dense.Plan) -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        made = cost.predict_gpu(
+            facts(format, sparsity), batch, dtype, HOPPER, need_x=False, need_values=False
+        )
+        assert made.plan == expected
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("format", FORMATS)
+def test_no_plan_is_slower_than_dense_and_its_copies(format: str, gpu: str) -> None:
+    for batch, sparsity in ((b, s) for b in (1, 7, 16, 64, 1000, 8192) for s in (0.0, 0.5, 0.9, 0.99)):
+        for dtype in (torch.float32, torch.bfloat16):
+            for need_x, need_values in ((False, False), (True, False), (False, True), (True, True)):
+                what = (facts(format, sparsity), batch, dtype, GPUS[gpu], need_x, need_values)
+                made, whole, native = (cost.predict_gpu(*what, plan=plan) for plan in (None, DENSE, NATIVE))
+                assert made.seconds <= whole.seconds
+                assert made.plan == NATIVE or made.seconds <= native.seconds / cost.MARGIN
+                assert made.dense == whole.dense > 0
+                if not (need_x or need_values):
+                    assert made.plan in (NATIVE, DENSE)
+                    assert whole.seconds == whole.dense  # the copy of W is kept
+
+
+def test_products_are_chosen_one_by_one() -> None:
+    """The gradient of CSR values reads x through L2, that of V:N:M's x multiplies W's zeros."""
+    training = cost.predict_gpu(facts("csr", 0.98), 4096, torch.bfloat16, HOPPER)
+    assert training.plan == dense.Plan(False, False, True)
+    training = cost.predict_gpu(facts("128:2:16"), 4096, torch.bfloat16, HOPPER)
+    assert training.plan == dense.Plan(False, True, False)
+
+
+def test_tf32_makes_dense_products_faster() -> None:
+    before = torch.get_float32_matmul_precision()
+    what = (facts("csr", 0.9), 4096, torch.float32, HOPPER, False, False)
+    try:
+        torch.set_float32_matmul_precision("highest")
+        assert cost.predict_gpu(*what).plan == NATIVE
+        torch.set_float32_matmul_precision("high")
+        assert cost.predict_gpu(*what).plan == DENSE
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_a_copy_that_is_not_kept_is_paid_for() -> None:
+    what = (facts("csr", 0.75), 1, torch.bfloat16, HOPPER, False, False)
+    assert cost.predict_gpu(*what).plan == DENSE
+    assert cost.predict_gpu(*what, keeps=False).plan == NATIVE
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_compiled_graphs_choose_as_the_arithmetic_does(format: str) -> None:
+    """The table of whole numbers, but near break-even."""
+    pattern = random_pattern(format, (256, 256), 1.0)
+    name, options = pattern.format, pattern.options
+    for sparsity in (0.02, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995):
+        one = facts(format, sparsity)
+        for few, dtype in (
+            (few, dtype) for few in (True, False) for dtype in (torch.float32, torch.bfloat16)
+        ):
+            need, batch = not few, 16 if few else 4096
+            native, whole = (
+                cost.predict_gpu(one, batch, dtype, HOPPER, need, need, keeps=False, plan=plan).seconds
+                for plan in (NATIVE, DENSE)
+            )
+            if 0.8 < native / whole < 1.2:
+                continue
+
+            class Like:
+                format, nnz, shape = name, one.values, SHAPE
+
+            Like.options = options  # type: ignore[attr-defined]
+            chosen = cost.native_if_compiled_gpu(Like, few, dtype)  # type: ignore[arg-type]
+            assert chosen == (native < whole), (format, sparsity, few, dtype)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """CPU tensors go the way of a GPU's; what its runtime would say."""
+    says = {"stream": 7, "capturing": False}
+    monkeypatch.setattr(dense, "on_gpu", lambda tensor: True)
+    monkeypatch.setattr(dense, "capturing", lambda tensor: says["capturing"])
+    monkeypatch.setattr(dense, "_stream", lambda tensor: says["stream"])
+    monkeypatch.setattr(dense, "_has_mask", lambda pattern: False)
+    return says
+
+
+def test_nothing_waits_for_the_gpu(gpu: dict[str, Any]) -> None:
+    for format in ("csr", "bsr16", "2:4", "32:2:8"):
+        pattern = random_pattern(format, (64, 96), 0.5)
+        values = torch.randn(pattern.values_shape, requires_grad=True)
+        x = torch.randn(5, 96, requires_grad=True)
+        with Waits() as waits:
+            for _ in range(3):
+                y = dense.planned_linear(x, values, None, pattern, DENSE)
+                torch.autograd.grad(y.sum(), (x, values))
+                with torch.no_grad():
+                    dense.planned_linear(x, values, None, pattern, DENSE)
+        assert not waits.found
+
+
+def test_the_copy_on_a_gpu(gpu: dict[str, Any]) -> None:
+    pattern = random_pattern("csr", (30, 20), 0.5)
+    values, x = torch.randn(pattern.values_shape), torch.randn(3, 20)
+
+    def product() -> torch.Tensor:
+        with torch.no_grad():
+            y = dense.planned_linear(x, values, None, pattern, DENSE)
+        torch.testing.assert_close(y, x @ pattern.scatter(values).t())
+        copy = pattern.memo.get(("copy", torch.float32))
+        return None if copy is None else copy.weight
+
+    gpu["capturing"] = True
+    assert product() is None  # a replay scatters the values of its time
+    gpu["capturing"] = False
+    first = product()
+    assert product() is first
+    gpu["stream"] = 8
+    second = product()
+    assert second is not first
+    values.mul_(2)
+    assert product() is not second
+    gpu["capturing"] = True
+    values.data.mul_(2)
+    product()
