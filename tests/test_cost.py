@@ -10,7 +10,7 @@ import torch
 from cases import MASKS, random_pattern
 from sparsekern import cost, ops
 from sparsekern.benchmark import tune
-from sparsekern.dense import DENSE, NATIVE
+from sparsekern.dense import DENSE, NATIVE, By
 from sparsekern.formats import parse_format
 
 
@@ -80,7 +80,7 @@ def test_parts_are_chosen_one_by_one(profile):
     cost.write(profile, coefficients, "a test")
     pattern = random_pattern("csr", (30, 20), 0.5)
     prediction = cost.predict(pattern, 4, torch.float32)
-    assert (prediction.plan.grad_x, prediction.plan.grad_values) == (True, False)
+    assert (prediction.plan.grad_x, prediction.plan.grad_values) == (By.DENSE, By.NATIVE)
     assert prediction.seconds == 10 + 1 + 10 + 1
 
 

@@ -9,7 +9,7 @@ import torch
 from cases import random_pattern
 from sparsekern import cost, dense
 from sparsekern.cost_gpu import AMPERE, HOPPER, Facts
-from sparsekern.dense import DENSE, NATIVE
+from sparsekern.dense import DENSE, NATIVE, By
 from sparsekern.formats import parse_format
 from test_pattern_transfers import Waits
 
@@ -74,9 +74,9 @@ def test_no_plan_is_slower_than_dense_and_its_copies(format: str, gpu: str) -> N
 def test_products_are_chosen_one_by_one() -> None:
     """The gradient of CSR values reads x through L2, that of V:N:M's x multiplies W's zeros."""
     training = cost.predict_gpu(facts("csr", 0.98), 4096, torch.bfloat16, HOPPER)
-    assert training.plan == dense.Plan(False, False, True)
+    assert training.plan == dense.Plan(By.NATIVE, By.NATIVE, By.DENSE)
     training = cost.predict_gpu(facts("128:2:16"), 4096, torch.bfloat16, HOPPER)
-    assert training.plan == dense.Plan(False, True, False)
+    assert training.plan == dense.Plan(By.NATIVE, By.DENSE, By.NATIVE)
 
 
 def test_tf32_makes_dense_products_faster() -> None:
@@ -130,7 +130,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(dense, "on_gpu", lambda tensor: True)
     monkeypatch.setattr(dense, "capturing", lambda tensor: says["capturing"])
     monkeypatch.setattr(dense, "_stream", lambda tensor: says["stream"])
-    monkeypatch.setattr(dense, "_has_mask", lambda pattern: False)
+    monkeypatch.setattr(dense, "has_mask", lambda pattern: False)
     return says
 
 

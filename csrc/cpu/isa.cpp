@@ -128,4 +128,15 @@ void sk_mask_compress(const sk_mask* mask, const void* dense, int element_bytes,
   sk::isa().mask->compress(mask, dense, element_bytes, values, threads);
 }
 
+void sk_mask_linear(const sk_mask* w, const void* values, const sk_matrix* x, const void* bias, sk_activation activation,
+                    const sk_matrix* y, sk_dtype dtype, const sk_threads* threads) {
+  sk::isa().mask->linear(w, values, x, bias, activation, y, dtype, threads);
+}
+
+void sk_mask_linear_backward(const sk_mask* w, const void* values, const sk_matrix* grad, const sk_matrix* x,
+                             const sk_matrix* grad_x, void* grad_values, void* grad_bias, sk_dtype dtype,
+                             const sk_threads* threads) {
+  sk::isa().mask->linear_backward(w, values, grad, x, grad_x, grad_values, grad_bias, dtype, threads);
+}
+
 }  // extern "C"

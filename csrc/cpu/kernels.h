@@ -32,6 +32,8 @@ struct VnmKernels {
 struct MaskKernels {
   decltype(&sk_mask_expand) expand;
   decltype(&sk_mask_compress) compress;
+  decltype(&sk_mask_linear) linear;
+  decltype(&sk_mask_linear_backward) linear_backward;
 };
 
 #define SK_DECLARE_ISA(isa)              \

@@ -25,7 +25,7 @@ import torch
 from . import cost_gpu
 from ._library import LOAD_ERROR
 from .cost_gpu import Facts, Gpu
-from .dense import DENSE, NATIVE, Plan, is_dense
+from .dense import DENSE, MASK, NATIVE, By, Plan, has_mask, is_dense
 from .formats import Pattern
 
 VERSION = 2
@@ -38,15 +38,17 @@ depends on format and instruction set."""
 FEW = RANGES[-1]
 
 MARGIN = 0.95
-"""Native kernels run where they are predicted to take at most this share of what torch's dense products do:
+"""Kernels of ours run where they are predicted to take at most this share of what torch's dense products do:
 near break-even a wrong guess must cost nothing."""
 
 _PARTS = {
     "dense": ("linear", "forward", "backward_input", "backward_weight"),
+    "mask": ("forward", "backward_input", "backward_weight"),
     "native": ("forward", "backward", "backward_weight"),
 }
 """What is measured. Dense: torch's own ``linear``, and the products of a plan, whose forward one looks for
-the copy of W. Native: the gradients together, and that of the values alone."""
+the copy of W. Mask: of all patterns alike, by the size of W. Native: the gradients together, and that of the
+values alone."""
 
 
 def features(out_features: int, in_features: int, values: int, batch: int) -> list[float]:
@@ -83,6 +85,11 @@ class Profile:
 
     coefficients: Mapping[str, list[float]]
     source: str
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether kernels that follow a mask were measured; where not, they are not chosen."""
+        return not _MASK_KEYS.isdisjoint(self.coefficients)
 
     def seconds(
         self, strategy: str, dtype: torch.dtype, product: str, shape: tuple[int, int], values: int, batch: int
@@ -133,28 +140,38 @@ def predict(
     def native(product: str, numbers: int = values, rows: int = batch) -> float:
         return profile.seconds(name, dtype, product, shape, numbers, rows)
 
-    def dense(product: str) -> float:
-        return profile.seconds("dense", dtype, product, shape, size, batch)
+    def by_size(strategy: str, product: str) -> float:
+        return profile.seconds(strategy, dtype, product, shape, size, batch)
 
-    grad_x = dense("backward_input") if need_x else 0.0
-    grad_values = dense("backward_weight") if need_values else 0.0
+    masked = has_mask(pattern) and profile.has_masks
+    sized = {By.DENSE: "dense", **({By.MASK: "mask"} if masked else {})}
+    forward = {by: by_size(strategy, "forward") for by, strategy in sized.items()}
+    grad_x = {by: by_size(strategy, "backward_input") if need_x else 0.0 for by, strategy in sized.items()}
+    grad_values = {
+        by: by_size(strategy, "backward_weight") if need_values else 0.0 for by, strategy in sized.items()
+    }
+    linear = by_size("dense", "linear") + grad_x[By.DENSE] + grad_values[By.DENSE]
     copied = not is_dense(pattern)
     scatter = native("scatter", size, 1) if copied and (need_x or need_values) else 0.0
-    gather = native("gather", rows=1) if copied and need_values else 0.0
+    grad_values[By.DENSE] += native("gather", rows=1) if copied and need_values else 0.0
+    forward[By.NATIVE] = native("forward")
     weight_alone = native("backward_weight") if need_values else 0.0
     both = native("backward") if need_x else weight_alone
 
     def seconds_of(plan: Plan) -> float:
-        forward = dense("forward") if plan.forward else native("forward")
-        if plan.grad_values:
-            gradients = grad_x + grad_values + gather
+        if plan.grad_values is not By.NATIVE:
+            gradients = grad_values[plan.grad_values] + (grad_x[plan.grad_x] if need_x else 0.0)
         else:
-            gradients = grad_x + weight_alone if plan.grad_x else both
-        return forward + gradients + (scatter if plan.forward or (plan.grad_x and need_x) else 0.0)
+            gradients = both if plan.grad_x is By.NATIVE else grad_x[plan.grad_x] + weight_alone
+        dense = plan.forward is By.DENSE or (plan.grad_x is By.DENSE and need_x)
+        return forward[plan.forward] + gradients + (scatter if dense else 0.0)
+
+    def handicapped(plan: Plan) -> float:
+        return seconds_of(plan) / (MARGIN if plan == NATIVE or By.MASK in plan else 1.0)
 
     if plan is None:
-        plan = _fastest({plan: seconds_of(plan) for plan in _plans(need_x, need_values)})
-    return Prediction(plan, seconds_of(plan), dense("linear") + grad_x + grad_values)
+        plan = min(_plans(need_x, need_values, masked), key=handicapped)
+    return Prediction(plan, seconds_of(plan), linear)
 
 
 def predict_gpu(
@@ -179,46 +196,48 @@ def predict_gpu(
     copy = 0.0 if whole else cost_gpu.copy_seconds(facts, dtype, gpu)
 
     def seconds_of(plan: Plan) -> float:
-        parts = zip(plan, native, needed, strict=True)
+        parts = [
+            (by is By.DENSE, own) for by, own, wanted in zip(plan, native, needed, strict=True) if wanted
+        ]
         scatters = need_x or need_values or not keeps
-        copies = ((plan.forward or (plan.grad_x and need_x)) and scatters) + (
-            plan.grad_values and need_values
+        copies = (
+            scatters and (plan.forward is By.DENSE or (plan.grad_x is By.DENSE and need_x)),
+            plan.grad_values is By.DENSE and need_values,
         )
-        return sum(dense if part else own for part, own, wanted in parts if wanted) + copies * copy
+        return sum(dense if by_torch else own for by_torch, own in parts) + sum(copies) * copy
+
+    def handicapped(plan: Plan) -> float:
+        return seconds_of(plan) / (MARGIN if plan == NATIVE else 1.0)
 
     if plan is None:
-        plans = _plans(need_x, need_values)
+        plans = _plans(need_x, need_values, masked=False)
         if need_x and need_values:
-            plans = [Plan(*flags) for flags in itertools.product((False, True), repeat=3)]
-        plan = _fastest({plan: seconds_of(plan) for plan in plans})
+            plans = [Plan(*by) for by in itertools.product((By.DENSE, By.NATIVE), repeat=3)]
+        plan = min(plans, key=handicapped)
     return Prediction(plan, seconds_of(plan), dense * sum(needed))
 
 
-def _fastest(times: dict[Plan, float]) -> Plan:
-    """The native plan where it gains enough, else the fastest of the others."""
-    native = times.pop(NATIVE)
-    plan = min(times, key=times.__getitem__)
-    return NATIVE if native <= MARGIN * times[plan] else plan
-
-
-def _plans(need_x: bool, need_values: bool) -> list[Plan]:
+def _plans(need_x: bool, need_values: bool, masked: bool) -> list[Plan]:
     """Those that differ: a plan says nothing of gradients that are not needed."""
+    whole = [DENSE, NATIVE, *([MASK] if masked else [])]
     if not (need_x or need_values):
-        return [NATIVE, DENSE]
-    mixed = [(True, False)] if need_x and need_values else []
-    gradients = ((False, False), *mixed, (True, True))
-    return [Plan(forward, *dense) for forward in (False, True) for dense in gradients]
+        return whole
+    if not (need_x and need_values):
+        gradients = [plan[1:] for plan in whole]
+    else:  # a native gradient of x alone is not measured
+        every = [plan[0] for plan in whole]
+        gradients = [(x, w) for x in every for w in every if x is not By.NATIVE or w is By.NATIVE]
+    return [Plan(plan[0], *pair) for plan in whole for pair in gradients]
 
 
 def choose(pattern: Pattern, batch: int, dtype: torch.dtype, need_x: bool, need_values: bool) -> Plan:
     """:func:`predict`'s plan, remembered by the pattern for batches of about this size."""
     if batch == 0:
         return NATIVE
-    bucket = batch if batch <= FEW else 1 << (batch - 1).bit_length()
-    at = (bucket, dtype, need_x, need_values)
+    at = remembered_at(batch, dtype, need_x, need_values)
     plan: Plan | None = pattern.memo.get(at)
     if plan is None:
-        plan = pattern.memo[at] = predict(pattern, bucket, dtype, need_x, need_values).plan
+        plan = pattern.memo[at] = predict(pattern, at[0], dtype, need_x, need_values).plan
     return plan
 
 
@@ -228,14 +247,21 @@ def choose_gpu(
     """:func:`choose` on a GPU. While a graph is captured, no copy of W is kept."""
     if batch == 0:
         return NATIVE
-    bucket = batch if batch <= FEW else 1 << (batch - 1).bit_length()
-    at = (bucket, dtype, need_x, need_values, keeps, torch.get_float32_matmul_precision())
+    where = remembered_at(batch, dtype, need_x, need_values)
+    at = (*where, keeps, torch.get_float32_matmul_precision())
     plan: Plan | None = pattern.memo.get(at)
     if plan is None:
         gpu = cost_gpu.of_device(pattern.device)
-        made = predict_gpu(Facts.of(pattern), bucket, dtype, gpu, need_x, need_values, keeps)
+        made = predict_gpu(Facts.of(pattern), where[0], dtype, gpu, need_x, need_values, keeps)
         plan = pattern.memo[at] = made.plan
     return plan
+
+
+def remembered_at(
+    batch: int, dtype: torch.dtype, need_x: bool, need_values: bool
+) -> tuple[int, torch.dtype, bool, bool]:
+    """Where a pattern's memo has the plan, under the largest batch that shares it."""
+    return batch if batch <= FEW else 1 << (batch - 1).bit_length(), dtype, need_x, need_values
 
 
 # Whole numbers: a float that is read while torch.compile traces makes it compile everything twice.
@@ -322,6 +348,8 @@ def read(path: Path) -> Profile:
         if version != VERSION:
             raise ValueError(f"version must be {VERSION}, got {version!r}")
         wanted = set(all_keys())
+        if _MASK_KEYS.isdisjoint(coefficients):  # measured before there were such kernels
+            wanted -= _MASK_KEYS
         if missing := sorted(wanted - set(coefficients)):
             raise ValueError(f"coefficients must hold {missing[0]!r}")
         for name in wanted:
@@ -355,10 +383,13 @@ TERMS = len(features(1, 1, 1, 1))
 
 def all_keys() -> Iterator[str]:
     """All that a profile holds."""
-    for strategy, dtype in itertools.product(("dense", *FAMILIES), DTYPES):
-        parts = _PARTS["dense" if strategy == "dense" else "native"]
+    for strategy, dtype in itertools.product(("dense", "mask", *FAMILIES), DTYPES):
+        parts = _PARTS.get(strategy, _PARTS["native"])
         for product, batch in itertools.product(parts, (*RANGES, FEW + 1)):
             yield key(strategy, dtype, product, batch)
-        if strategy != "dense":
+        if strategy in FAMILIES:
             yield key(strategy, dtype, "scatter", 1)
             yield key(strategy, dtype, "gather", 1)
+
+
+_MASK_KEYS = frozenset(name for name in all_keys() if name.startswith("mask/"))

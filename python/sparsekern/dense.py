@@ -1,13 +1,17 @@
-"""Products in which torch's dense ones have a part: for patterns too dense to gain from sparse kernels alone.
+"""Products for patterns too dense to gain from sparse kernels alone: by torch, or along a bit mask.
 
-A dense copy of W stands in for its values. It is kept while they do not change, so inference scatters them
-once. Torch counts most changes (optimizers, in-place operations, ``load_state_dict``), but not those through
-``.data`` or NumPy. While gradients are recorded all values are summed up to find these too; inference, where
-that could cost as much as the product, compares 256 of them. Write under ``torch.no_grad()`` instead.
+Along the mask (:mod:`.formats.mask`) W is expanded piece by piece in the caches: only values and mask pass
+through memory.
 
-A training step, whose values are new each time, is bound by memory: it reads the values, writes W, reads the
-dense gradient and writes that of the values. Nothing else passes over as much, and all of it stays in memory
-that is kept.
+Torch's products need a dense copy of W, which is kept while the values do not change, so inference scatters
+them once. Torch counts most changes (optimizers, in-place operations, ``load_state_dict``), but not those
+through ``.data`` or NumPy. While gradients are recorded all values are summed up to find these too;
+inference, where that could cost as much as the product, compares 256 of them. Write under
+``torch.no_grad()`` instead.
+
+A training step by them, whose values are new each time, is bound by memory: it reads the values, writes W,
+reads the dense gradient and writes that of the values. Nothing else passes over as much, and all of it stays
+in memory that is kept.
 
 On a GPU nothing here waits for it, so that calls can be captured in a CUDA graph: to compare values would.
 A training step scatters anew, some 10 us where a product that is worth running dense takes 50. Inference
@@ -17,6 +21,7 @@ too: replays see the values of their time.
 
 from __future__ import annotations
 
+import enum
 import threading
 import weakref
 from typing import Any, NamedTuple
@@ -26,35 +31,53 @@ from torch import Tensor
 
 from .formats import BSR, Pattern, mask
 from .formats.pattern import DevicePattern
-from .formats.products import PRODUCTS, strided
+from .formats.products import ACTIVATION_CODES, ACTIVATIONS, PRODUCTS, strided
+
+
+class By(enum.Enum):
+    """Who computes a product: the format's own kernel, torch with a dense W, or the mask's kernel."""
+
+    NATIVE = "native"
+    DENSE = "dense"
+    MASK = "mask"
 
 
 class Plan(NamedTuple):
-    """Who computes what: True for torch's dense product, False for the native kernel.
+    """Who computes what.
 
     The native kernels compute both gradients in one pass. The dense gradient of W is gathered from.
     """
 
-    forward: bool
-    grad_x: bool
-    grad_values: bool
+    forward: By
+    grad_x: By
+    grad_values: By
 
 
-NATIVE = Plan(False, False, False)
-DENSE = Plan(True, True, True)
+NATIVE = Plan(By.NATIVE, By.NATIVE, By.NATIVE)
+DENSE = Plan(By.DENSE, By.DENSE, By.DENSE)
+MASK = Plan(By.MASK, By.MASK, By.MASK)
 
 
-def planned_linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, plan: Plan) -> Tensor:
-    """``y = x Wᵀ + b`` for a 2-D x of a dtype that the native kernels take, as ``plan`` says.
+def planned_linear(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    pattern: Pattern,
+    plan: Plan,
+    activation: str | None = None,
+) -> Tensor:
+    """``y = σ(x Wᵀ + b)`` for a 2-D x of a dtype that the native kernels take, as ``plan`` says.
 
     Values of another dtype than x's are cast, once for a dense copy.
     """
     x = strided(x)
     if torch.is_grad_enabled():
         y: Tensor = _apply(x, values, bias, pattern, plan)  # type: ignore[no-untyped-call]
-        return y
-    weight = _weight(values, pattern, x.dtype) if plan.forward else None
-    return _forward(x, weight, values, bias, pattern)
+        return ACTIVATIONS[activation](y)
+    if plan.forward is By.MASK:
+        return _along_mask(x, values, bias, pattern, activation)
+    weight = _weight(values, pattern, x.dtype) if plan.forward is By.DENSE else None
+    return ACTIVATIONS[activation](_forward(x, weight, values, bias, pattern))
 
 
 def scattered_linear(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
@@ -69,13 +92,15 @@ class _Planned(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, values)
         ctx.pattern, ctx.plan = pattern, plan
-        need_copy = plan.forward or (plan.grad_x and ctx.needs_input_grad[0])
+        kept = plan.grad_x is By.DENSE and ctx.needs_input_grad[0]
         weight = None
-        if need_copy:
+        if kept or plan.forward is By.DENSE:
             weight, lease = _leased_weight(values, pattern, x.dtype)
-            if plan.grad_x:
+            if kept:
                 ctx.weight, ctx.lease = weight, lease
-        return _forward(x, weight if plan.forward else None, values, bias, pattern)
+        if plan.forward is By.MASK:
+            return _along_mask(x, values, bias, pattern)
+        return _forward(x, weight if plan.forward is By.DENSE else None, values, bias, pattern)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -85,14 +110,23 @@ class _Planned(torch.autograd.Function):
         x, values = ctx.saved_tensors  # once: with checkpointing this runs the forward pass again
         where: tuple[list[Tensor], list[int]] = pattern.operands
         # Gradients of gradients are the native ops': they hold for any plan.
-        if torch.is_grad_enabled() or not (plan.grad_x or plan.grad_values):
+        if torch.is_grad_enabled() or plan.grad_x is plan.grad_values is By.NATIVE:
             below = not torch.is_grad_enabled()
             return (*products.gradients(grad, x, values.to(x.dtype), *where, need, below), None, None)
         grad_x = grad_values = grad_bias = None
-        if need_x and plan.grad_x:
+        masked = need_x and plan.grad_x is By.MASK, need_values and plan.grad_values is By.MASK
+        if any(masked):
+            numbers = values.to(x.dtype).contiguous()
+            found = mask.linear_backward(strided(grad), x, numbers, *mask_operands(pattern), *masked)
+            if masked[0]:
+                grad_x, need_x = found[0], False
+            if masked[1]:
+                grad_values, grad_bias = found[1].view(values.shape), found[2] if need_bias else None
+                need_values = need_bias = False
+        if need_x and plan.grad_x is By.DENSE:
             grad_x = grad @ ctx.weight
             need_x = False
-        if need_values and plan.grad_values:
+        if need_values and plan.grad_values is By.DENSE:
             if is_dense(pattern):
                 grad_values = (grad.t() @ x).view(values.shape)
             else:
@@ -135,6 +169,17 @@ def _forward(
     return torch.nn.functional.linear(x, weight, bias)
 
 
+def _along_mask(
+    x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, activation: str | None = None
+) -> Tensor:
+    """y, by the kernel that follows the mask."""
+    code = ACTIVATION_CODES[activation]
+    y: Tensor = mask.linear(
+        x, values.to(x.dtype).contiguous(), bias, *mask_operands(pattern), activation=code
+    )
+    return y
+
+
 _KEPT = threading.local()
 
 
@@ -160,29 +205,30 @@ def _scatter(values: Tensor, pattern: Pattern) -> Tensor:
 
 def scatter(values: Tensor, pattern: Pattern, memory: Tensor | None = None) -> Tensor:
     """W, in ``memory`` where it may."""
-    if not _has_mask(pattern):
+    if not has_mask(pattern):
         return _scatter(values, pattern)
     weight = values.new_empty(pattern.shape) if memory is None else memory
-    mask.expand(values, *_mask(pattern), weight)
+    mask.expand(values, *mask_operands(pattern), weight)
     return weight
 
 
 def gather(dense: Tensor, pattern: Pattern) -> Tensor:
     """The values of W again."""
-    if not _has_mask(pattern):
+    if not has_mask(pattern):
         values: Tensor = PRODUCTS[pattern.format].gather(dense, *pattern.operands)
         return values
     values = dense.new_empty(pattern.values_shape)
-    mask.compress(dense, *_mask(pattern), values)
+    mask.compress(dense, *mask_operands(pattern), values)
     return values
 
 
-def _has_mask(pattern: Pattern) -> bool:
-    """Whole rows of blocks need none, and GPU kernels move values by column."""
+def has_mask(pattern: Pattern) -> bool:
+    """Whether values move along a bit mask: whole rows of blocks need none, and GPU kernels go by column."""
     return not isinstance(pattern, BSR) and pattern.device.type == "cpu"
 
 
-def _mask(pattern: Pattern) -> tuple[Tensor, Tensor]:
+def mask_operands(pattern: Pattern) -> tuple[Tensor, Tensor]:
+    """The bit mask of a pattern that has one, and where its rows begin, as the mask's ops take them."""
     found: tuple[Tensor, Tensor] | None = pattern.memo.get("mask")
     if found is None:
         assert isinstance(pattern, DevicePattern)

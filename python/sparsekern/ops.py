@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 from . import cost
 from ._library import LOAD_ERROR, has_kernel
-from .dense import DENSE, NATIVE, Plan, Ready, capturing, planned_linear, scattered_linear
+from .dense import DENSE, NATIVE, By, Plan, Ready, capturing, planned_linear, scattered_linear
 from .formats import Pattern
 from .formats.products import ACTIVATIONS, PRODUCTS
 
@@ -95,8 +95,8 @@ def linear(
     elif torch.compiler.is_compiling():
         y = ACTIVATIONS[activation](scattered_linear(flat, values.to(dtype), bias, pattern))
     else:  # casts the copy of the values that it keeps
-        y = ACTIVATIONS[activation](planned_linear(flat, values, bias, pattern, plan))
-        if plan.forward and kind == "cpu" and not torch.is_grad_enabled():
+        y = planned_linear(flat, values, bias, pattern, plan, activation)
+        if plan.forward is By.DENSE and kind == "cpu" and not torch.is_grad_enabled():
             Ready.remember(backend, x, values, bias, pattern)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], out_features)
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from .. import cost, ops
-from ..dense import gather, scatter
-from ..formats import CSR, parse_format
+from ..dense import MASK, gather, mask_operands, scatter
+from ..formats import CSR, mask, parse_format
 from ..formats.products import PRODUCTS
 from .progress import progress
 from .timing import quantile, race
@@ -91,11 +91,18 @@ def main(arguments: argparse.Namespace) -> int:
 
 def measure() -> Iterator[Reading]:
     """All readings, with a progress bar."""
-    families = [("dense", None, None), *((f, *s) for f, samples in SAMPLES.items() for s in samples)]
+    families = [
+        ("dense", None, None),
+        ("mask", "csr", 0.1),
+        ("mask", "csr", 0.5),
+        *((f, *s) for f, samples in SAMPLES.items() for s in samples),
+    ]
     cases = list(itertools.product(families, cost.DTYPES, SHAPES))
     for (family, spec, sparsity), dtype, shape in progress(cases):
         if spec is None:
             yield from _dense(dtype, shape)
+        elif family == "mask":
+            yield from _masked(sparsity, dtype, shape)
         else:
             yield from _native(family, spec, sparsity, dtype, shape)
 
@@ -140,6 +147,21 @@ def _dense(dtype: torch.dtype, shape: tuple[int, int]) -> Iterator[Reading]:
 
 def _weight_gradients(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return grad.t() @ x, grad.sum(0)
+
+
+def _masked(sparsity: float | None, dtype: torch.dtype, shape: tuple[int, int]) -> Iterator[Reading]:
+    pattern = CSR.from_mask(CSR.prune(torch.rand(shape), sparsity))
+    values, bias = torch.randn(pattern.values_shape).to(dtype), torch.randn(shape[0]).to(dtype)
+    at = mask_operands(pattern)
+    for batch in batches(shape):
+        x, grad = torch.randn(batch, shape[1]).to(dtype), torch.randn(batch, shape[0]).to(dtype)
+        pattern.memo[cost.remembered_at(batch, dtype, False, False)] = MASK
+        calls: dict[str, Callable[[], object]] = {
+            "forward": partial(ops.linear, x, values, pattern, bias),
+            "backward_input": partial(mask.linear_backward, grad, x, values, *at, True, False),
+            "backward_weight": partial(mask.linear_backward, grad, x, values, *at, False, True),
+        }
+        yield from _read("mask", dtype, shape, shape[0] * shape[1], batch, calls)
 
 
 def _native(

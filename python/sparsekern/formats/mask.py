@@ -22,9 +22,19 @@ from .csr import Tiles
 define("mask_bits(Tensor columns, Tensor row_ptr, int in_features) -> Tensor")
 define("mask_expand(Tensor values, Tensor bits, Tensor row_ptr, Tensor(a!) dense) -> ()")
 define("mask_compress(Tensor dense, Tensor bits, Tensor row_ptr, Tensor(a!) values) -> ()")
+define(
+    "mask_linear(Tensor x, Tensor values, Tensor? bias, Tensor bits, Tensor row_ptr, *, int activation=0)"
+    " -> Tensor"
+)
+define(
+    "mask_linear_backward(Tensor grad, Tensor x, Tensor values, Tensor bits, Tensor row_ptr, bool need_x, "
+    "bool need_values) -> (Tensor, Tensor, Tensor)"
+)
 
 expand = torch.ops.sparsekern.mask_expand.default
 compress = torch.ops.sparsekern.mask_compress.default
+linear = torch.ops.sparsekern.mask_linear.default
+linear_backward = torch.ops.sparsekern.mask_linear_backward.default
 
 
 def mask_of(tiles: Tiles, in_features: int) -> tuple[Tensor, Tensor]:

@@ -37,7 +37,7 @@ ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
 }
 """What may follow a product, in the order of ``sk_activation`` in ``csrc/include/sparsekern/common.h``."""
 
-_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
+ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 
 
 class Products:
@@ -99,7 +99,7 @@ class Products:
             if not (grad and any(t is not None and t.requires_grad for t in (x, values, bias))):
                 with torch.no_grad(), _below(not compiling):
                     fused: Tensor = self.forward(
-                        x, values, bias, tensors, sizes, activation=_CODES[activation]
+                        x, values, bias, tensors, sizes, activation=ACTIVATION_CODES[activation]
                     )
                 return fused
             return ACTIVATIONS[activation](self.linear(x, values, bias, pattern))

@@ -130,7 +130,7 @@ def _what_runs(layer: SparseLinear, batch: int) -> tuple[str, float | None, str 
     plan, speedup = predicted.plan, predicted.dense / predicted.seconds
     if backend != "auto" or plan == NATIVE:
         return "native" if plan == NATIVE else backend, speedup, None
-    backend = "dense" if plan == DENSE else "native + dense"
+    backend = " + ".join(sorted({by.value for by in plan}, reverse=True))  # native first
     how = " (by arithmetic, not yet measured on a GPU)" if kind == "cuda" else ""
     return backend, speedup, f"at batch {batch} the native kernels alone are not predicted to be faster{how}"
 
