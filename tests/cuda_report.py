@@ -17,7 +17,7 @@ from pathlib import Path
 from sparsekern._library import LIBRARY
 
 TABLE = Path(__file__).parents[1] / "docs/cuda_kernels.md"
-ARCHS = ("sm_80", "sm_90a")
+ARCHS = ("sm_80", "sm_90")
 REGISTERS = 65536  # of a multiprocessor
 
 LAUNCH = {
@@ -40,7 +40,7 @@ LAUNCH = {
 }
 """Threads of a block and KB of shared memory that it asks for, at most, by kernel."""
 
-SHARED_KB = {"sm_80": 163, "sm_90a": 227}
+SHARED_KB = {"sm_80": 163, "sm_90": 227}
 """Of a multiprocessor; each block takes 1 KB more than it asks for."""
 
 INSTRUCTIONS = {

@@ -18,10 +18,14 @@ template <class T>
 constexpr int kDepth = 1 << kLogDepth<T>;
 using WarpSums = Sums<kTall / 16, kWide / kAcross / 16>;
 
-// Blocks of a multiprocessor: the two that Hopper's shared memory holds, at 97 KB for one, are to fit in its registers too. Not in
-// float32, where every number is an operand of its own, and of compressed values, where it spills 8 bytes on sm_80.
-template <class T, bool kSlots = false>
-constexpr int kBlocks = sizeof(T) == 2 && !kSlots ? 2 : 1;
+// Blocks of a multiprocessor: what its shared memory holds, at 97 KB for one, is to fit in its registers too. In float32, where
+// every number is an operand of its own, that would take spills.
+template <class T>
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kBlocks = 1;
+#else
+constexpr int kBlocks = sizeof(T) == 2 ? 2 : 1;
+#endif
 
 struct Groups {
   int64_t rows;  // of W, < 2^31 where there are values

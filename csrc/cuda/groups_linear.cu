@@ -36,7 +36,7 @@ SK_DEVICE void add_slots(WarpSums& d, const Tile<T>& a, Shared<uint32_t> metadat
 
 // y = activation(x W^T + bias). `runs`: W's values are the compressed operand, in whole aligned runs.
 template <class T, bool kSlots>
-SK_KERNEL(kMostThreads, kBlocks<T, kSlots>)
+SK_KERNEL(kMostThreads, kBlocks<T>)
 linear_tile(Groups w, const T* values, Operand<T> x, const T* bias, sk_activation activation, Matrix<T> y,
             int64_t row_blocks, bool runs) {
   const int down = block_down();
