@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from cases import random_pattern
-from sparsekern import cost, dense
+from sparsekern import cost, cost_gpu, dense
 from sparsekern.cost_gpu import AMPERE, HOPPER, Facts
 from sparsekern.dense import DENSE, NATIVE, By
 from sparsekern.formats import parse_format
@@ -49,7 +49,7 @@ def facts(format: str, sparsity: float | None = None, shape: tuple[int, int] = S
 )
 def test_inference_on_hopper(format: str, sparsity: float | None, batch: int, expected: dense.Plan) -> None:
     for dtype in (torch.bfloat16, torch.float16):
-        made = cost.predict_gpu(
+        made = cost_gpu.predict(
             facts(format, sparsity), batch, dtype, HOPPER, need_x=False, need_values=False
         )
         assert made.plan == expected
@@ -62,7 +62,7 @@ def test_no_plan_is_slower_than_dense_and_its_copies(format: str, gpu: str) -> N
         for dtype in (torch.float32, torch.bfloat16):
             for need_x, need_values in ((False, False), (True, False), (False, True), (True, True)):
                 what = (facts(format, sparsity), batch, dtype, GPUS[gpu], need_x, need_values)
-                made, whole, native = (cost.predict_gpu(*what, plan=plan) for plan in (None, DENSE, NATIVE))
+                made, whole, native = (cost_gpu.predict(*what, plan=plan) for plan in (None, DENSE, NATIVE))
                 assert made.seconds <= whole.seconds
                 assert made.plan == NATIVE or made.seconds <= native.seconds / cost.MARGIN
                 assert made.dense == whole.dense > 0
@@ -73,9 +73,9 @@ def test_no_plan_is_slower_than_dense_and_its_copies(format: str, gpu: str) -> N
 
 def test_products_are_chosen_one_by_one() -> None:
     """The gradient of CSR values reads x through L2, that of V:N:M's x multiplies W's zeros."""
-    training = cost.predict_gpu(facts("csr", 0.98), 4096, torch.bfloat16, HOPPER)
+    training = cost_gpu.predict(facts("csr", 0.98), 4096, torch.bfloat16, HOPPER)
     assert training.plan == dense.Plan(By.NATIVE, By.NATIVE, By.DENSE)
-    training = cost.predict_gpu(facts("128:2:16"), 4096, torch.bfloat16, HOPPER)
+    training = cost_gpu.predict(facts("128:2:16"), 4096, torch.bfloat16, HOPPER)
     assert training.plan == dense.Plan(By.NATIVE, By.DENSE, By.NATIVE)
 
 
@@ -84,17 +84,17 @@ def test_tf32_makes_dense_products_faster() -> None:
     what = (facts("csr", 0.9), 4096, torch.float32, HOPPER, False, False)
     try:
         torch.set_float32_matmul_precision("highest")
-        assert cost.predict_gpu(*what).plan == NATIVE
+        assert cost_gpu.predict(*what).plan == NATIVE
         torch.set_float32_matmul_precision("high")
-        assert cost.predict_gpu(*what).plan == DENSE
+        assert cost_gpu.predict(*what).plan == DENSE
     finally:
         torch.set_float32_matmul_precision(before)
 
 
 def test_a_copy_that_is_not_kept_is_paid_for() -> None:
     what = (facts("csr", 0.75), 1, torch.bfloat16, HOPPER, False, False)
-    assert cost.predict_gpu(*what).plan == DENSE
-    assert cost.predict_gpu(*what, keeps=False).plan == NATIVE
+    assert cost_gpu.predict(*what).plan == DENSE
+    assert cost_gpu.predict(*what, keeps=False).plan == NATIVE
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -109,7 +109,7 @@ def test_compiled_graphs_choose_as_the_arithmetic_does(format: str) -> None:
         ):
             need, batch = not few, 16 if few else 4096
             native, whole = (
-                cost.predict_gpu(one, batch, dtype, HOPPER, need, need, keeps=False, plan=plan).seconds
+                cost_gpu.predict(one, batch, dtype, HOPPER, need, need, keeps=False, plan=plan).seconds
                 for plan in (NATIVE, DENSE)
             )
             if 0.8 < native / whole < 1.2:
@@ -119,7 +119,7 @@ def test_compiled_graphs_choose_as_the_arithmetic_does(format: str) -> None:
                 format, nnz, shape = name, one.values, SHAPE
 
             Like.options = options  # type: ignore[attr-defined]
-            chosen = cost.native_if_compiled_gpu(Like, few, dtype)  # type: ignore[arg-type]
+            chosen = cost_gpu.native_if_compiled(Like, few, dtype)  # type: ignore[arg-type]
             assert chosen == (native < whole), (format, sparsity, few, dtype)
 
 

@@ -1,10 +1,10 @@
-"""What a product costs by each strategy: the model behind ``backend="auto"``; on GPUs :mod:`cost_gpu`.
+"""What a product costs by each strategy: the model behind ``backend="auto"`` on a CPU.
 
 A strategy's time is a sum of non-negative terms, ``t = Σ_i c_i f_i``. The features ``f`` are what bounds the
 kernels: a call, the weight's bytes, multiply-adds, and what goes in and out; the coefficients ``c``, in
 seconds, are measured, see :mod:`sparsekern.benchmark.tune`. One row of x, few and many run on different
 kernels, so ranges of batches have coefficients of their own. Only ratios of two times are used, so a profile
-of another clock serves as well; one of another thread count roughly.
+of another clock serves as well; one of another thread count roughly. GPUs have :mod:`.cost_gpu`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ from pathlib import Path
 import platformdirs
 import torch
 
-from . import cost_gpu
 from ._library import LOAD_ERROR
-from .cost_gpu import Facts, Gpu
 from .dense import DENSE, MASK, NATIVE, By, Plan, has_mask, is_dense
 from .formats import Pattern
 
@@ -130,9 +128,6 @@ def predict(
     A plan with a dense forward product or gradient of x scatters the values first, but for inference, where
     the copy is kept.
     """
-    if pattern.device.type == "cuda":
-        gpu = cost_gpu.of_device(pattern.device)
-        return predict_gpu(Facts.of(pattern), batch, dtype, gpu, need_x, need_values, plan=plan)
     profile = current()
     shape, name = pattern.shape, family(pattern)
     size, values = shape[0] * shape[1], math.prod(pattern.values_shape)
@@ -170,54 +165,11 @@ def predict(
         return seconds_of(plan) / (MARGIN if plan == NATIVE or By.MASK in plan else 1.0)
 
     if plan is None:
-        plan = min(_plans(need_x, need_values, masked), key=handicapped)
+        plan = min(plans(need_x, need_values, masked), key=handicapped)
     return Prediction(plan, seconds_of(plan), linear)
 
 
-def predict_gpu(
-    facts: Facts,
-    batch: int,
-    dtype: torch.dtype,
-    gpu: Gpu,
-    need_x: bool = True,
-    need_values: bool = True,
-    keeps: bool = True,
-    plan: Plan | None = None,
-) -> Prediction:
-    """:func:`predict` on a GPU, by arithmetic alone; ``keeps`` tells whether inference keeps a copy of W.
-
-    There each product is a kernel of its own, so any of them may run dense.
-    """
-    needed = (True, need_x, need_values)
-    products = ("forward", "backward_input", "backward_weight")
-    native = [cost_gpu.native_seconds(facts, product, batch, dtype, gpu) for product in products]
-    dense = cost_gpu.dense_seconds(facts.shape, batch, dtype, gpu)
-    whole = facts.format != "bsr" and facts.values == facts.shape[0] * facts.shape[1]
-    copy = 0.0 if whole else cost_gpu.copy_seconds(facts, dtype, gpu)
-
-    def seconds_of(plan: Plan) -> float:
-        parts = [
-            (by is By.DENSE, own) for by, own, wanted in zip(plan, native, needed, strict=True) if wanted
-        ]
-        scatters = need_x or need_values or not keeps
-        copies = (
-            scatters and (plan.forward is By.DENSE or (plan.grad_x is By.DENSE and need_x)),
-            plan.grad_values is By.DENSE and need_values,
-        )
-        return sum(dense if by_torch else own for by_torch, own in parts) + sum(copies) * copy
-
-    def handicapped(plan: Plan) -> float:
-        return seconds_of(plan) / (MARGIN if plan == NATIVE else 1.0)
-
-    if plan is None:
-        plans = _plans(need_x, need_values, masked=False)
-        if need_x and need_values:
-            plans = [Plan(*by) for by in itertools.product((By.DENSE, By.NATIVE), repeat=3)]
-        plan = min(plans, key=handicapped)
-    return Prediction(plan, seconds_of(plan), dense * sum(needed))
-
-
-def _plans(need_x: bool, need_values: bool, masked: bool) -> list[Plan]:
+def plans(need_x: bool, need_values: bool, masked: bool) -> list[Plan]:
     """Those that differ: a plan says nothing of gradients that are not needed."""
     whole = [DENSE, NATIVE, *([MASK] if masked else [])]
     if not (need_x or need_values):
@@ -241,22 +193,6 @@ def choose(pattern: Pattern, batch: int, dtype: torch.dtype, need_x: bool, need_
     return plan
 
 
-def choose_gpu(
-    pattern: Pattern, batch: int, dtype: torch.dtype, need_x: bool, need_values: bool, keeps: bool
-) -> Plan:
-    """:func:`choose` on a GPU. While a graph is captured, no copy of W is kept."""
-    if batch == 0:
-        return NATIVE
-    where = remembered_at(batch, dtype, need_x, need_values)
-    at = (*where, keeps, torch.get_float32_matmul_precision())
-    plan: Plan | None = pattern.memo.get(at)
-    if plan is None:
-        gpu = cost_gpu.of_device(pattern.device)
-        made = predict_gpu(Facts.of(pattern), where[0], dtype, gpu, need_x, need_values, keeps)
-        plan = pattern.memo[at] = made.plan
-    return plan
-
-
 def remembered_at(
     batch: int, dtype: torch.dtype, need_x: bool, need_values: bool
 ) -> tuple[int, torch.dtype, bool, bool]:
@@ -274,33 +210,6 @@ def native_if_compiled(pattern: Pattern, dtype: torch.dtype) -> bool:
     percent = _COMPILED_PERCENT[pattern.format]
     if dtype != torch.float32:
         percent //= 2
-    return 100 * pattern.nnz <= percent * pattern.shape[0] * pattern.shape[1]
-
-
-# By what predict_gpu says of 4096 x 4096 on Hopper: for inference with up to 16 rows of x, and for training
-# with 4096; in 16 bits, and in float32. The dense product scatters each time.
-_COMPILED_GPU_PERCENT = {
-    "csr": {True: (29, 69), False: (1, 10)},
-    "bsr16": {True: (100, 100), False: (10, 47)},
-    "bsr32": {True: (100, 100), False: (20, 47)},
-    "bsr64": {True: (100, 100), False: (38, 47)},
-    "bsr128": {True: (100, 100), False: (56, 47)},
-    "bsr": {True: (70, 100), False: (3, 41)},
-    "nm": {True: (100, 0), False: (0, 0)},
-    "vnm": {True: (100, 25), False: (0, 0)},
-    "vnm128": {True: (100, 25), False: (13, 0)},
-}
-
-
-def native_if_compiled_gpu(pattern: Pattern, few: bool, dtype: torch.dtype) -> bool:
-    """:func:`native_if_compiled` on a GPU, where ``few`` rows of x, up to 16, tell decoding from training."""
-    options, name = pattern.options, pattern.format
-    if name == "bsr":
-        side = min(*options["block"])
-        name = "bsr" if side < 16 else f"bsr{side}"
-    elif name == "vnm" and options["v"] >= 128:
-        name = "vnm128"
-    percent = _COMPILED_GPU_PERCENT[name][few][dtype == torch.float32]
     return 100 * pattern.nnz <= percent * pattern.shape[0] * pattern.shape[1]
 
 

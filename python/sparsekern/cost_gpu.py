@@ -8,12 +8,15 @@ ratios of two times are used. What the native kernels do is written where its te
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from .cost import MARGIN, Prediction, plans, remembered_at
+from .dense import NATIVE, By, Plan
 from .formats import Pattern
 
 
@@ -162,3 +165,89 @@ def _csr(facts: Facts, product: str, batch: int, element: int, through: float, g
 def _padded(batch: int) -> int:
     """Rows of x that tensor cores multiply."""
     return -(-batch // 32) * 32
+
+
+def predict(
+    facts: Facts,
+    batch: int,
+    dtype: torch.dtype,
+    gpu: Gpu,
+    need_x: bool = True,
+    need_values: bool = True,
+    keeps: bool = True,
+    plan: Plan | None = None,
+) -> Prediction:
+    """:func:`.cost.predict` by arithmetic alone; ``keeps`` tells whether inference keeps a copy of W.
+
+    There each product is a kernel of its own, so any of them may run dense.
+    """
+    needed = (True, need_x, need_values)
+    products = ("forward", "backward_input", "backward_weight")
+    native = [native_seconds(facts, product, batch, dtype, gpu) for product in products]
+    dense = dense_seconds(facts.shape, batch, dtype, gpu)
+    whole = facts.format != "bsr" and facts.values == facts.shape[0] * facts.shape[1]
+    copy = 0.0 if whole else copy_seconds(facts, dtype, gpu)
+
+    def seconds_of(plan: Plan) -> float:
+        parts = [
+            (by is By.DENSE, own) for by, own, wanted in zip(plan, native, needed, strict=True) if wanted
+        ]
+        scatters = need_x or need_values or not keeps
+        copies = (
+            scatters and (plan.forward is By.DENSE or (plan.grad_x is By.DENSE and need_x)),
+            plan.grad_values is By.DENSE and need_values,
+        )
+        return sum(dense if by_torch else own for by_torch, own in parts) + sum(copies) * copy
+
+    def handicapped(plan: Plan) -> float:
+        return seconds_of(plan) / (MARGIN if plan == NATIVE else 1.0)
+
+    if plan is None:
+        candidates = plans(need_x, need_values, masked=False)
+        if need_x and need_values:
+            candidates = [Plan(*by) for by in itertools.product((By.DENSE, By.NATIVE), repeat=3)]
+        plan = min(candidates, key=handicapped)
+    return Prediction(plan, seconds_of(plan), dense * sum(needed))
+
+
+def choose(
+    pattern: Pattern, batch: int, dtype: torch.dtype, need_x: bool, need_values: bool, keeps: bool
+) -> Plan:
+    """:func:`.cost.choose` on a GPU. While a graph is captured, no copy of W is kept."""
+    if batch == 0:
+        return NATIVE
+    where = remembered_at(batch, dtype, need_x, need_values)
+    at = (*where, keeps, torch.get_float32_matmul_precision())
+    plan: Plan | None = pattern.memo.get(at)
+    if plan is None:
+        gpu = of_device(pattern.device)
+        made = predict(Facts.of(pattern), where[0], dtype, gpu, need_x, need_values, keeps)
+        plan = pattern.memo[at] = made.plan
+    return plan
+
+
+# By what predict says of 4096 x 4096 on Hopper: for inference with up to 16 rows of x, and for training
+# with 4096; in 16 bits, and in float32. The dense product scatters each time.
+_COMPILED_PERCENT = {
+    "csr": {True: (29, 69), False: (1, 10)},
+    "bsr16": {True: (100, 100), False: (10, 47)},
+    "bsr32": {True: (100, 100), False: (20, 47)},
+    "bsr64": {True: (100, 100), False: (38, 47)},
+    "bsr128": {True: (100, 100), False: (56, 47)},
+    "bsr": {True: (70, 100), False: (3, 41)},
+    "nm": {True: (100, 0), False: (0, 0)},
+    "vnm": {True: (100, 25), False: (0, 0)},
+    "vnm128": {True: (100, 25), False: (13, 0)},
+}
+
+
+def native_if_compiled(pattern: Pattern, few: bool, dtype: torch.dtype) -> bool:
+    """:func:`.cost.native_if_compiled` on a GPU: ``few`` rows of x, up to 16, tell decoding from training."""
+    options, name = pattern.options, pattern.format
+    if name == "bsr":
+        side = min(*options["block"])
+        name = "bsr" if side < 16 else f"bsr{side}"
+    elif name == "vnm" and options["v"] >= 128:
+        name = "vnm128"
+    percent = _COMPILED_PERCENT[name][few][dtype == torch.float32]
+    return 100 * pattern.nnz <= percent * pattern.shape[0] * pattern.shape[1]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import cost
+from . import cost, cost_gpu
 from ._library import LOAD_ERROR, has_kernel
 from .dense import DENSE, NATIVE, By, Plan, Ready, capturing, planned_linear, scattered_linear
 from .formats import Pattern
@@ -108,13 +108,13 @@ def choose(x: Tensor, values: Tensor, pattern: Pattern) -> Plan:
         return NATIVE
     if torch.compiler.is_compiling():
         if kind == "cuda":
-            native = cost.native_if_compiled_gpu(pattern, x.shape[0] <= cost.FEW, x.dtype)
+            native = cost_gpu.native_if_compiled(pattern, x.shape[0] <= cost.FEW, x.dtype)
         else:
             native = cost.native_if_compiled(pattern, x.dtype)
         return NATIVE if native else DENSE
     grad = torch.is_grad_enabled()
     call = (pattern, x.shape[0], x.dtype, grad and x.requires_grad, grad and values.requires_grad)
-    return cost.choose(*call) if kind == "cpu" else cost.choose_gpu(*call, keeps=not capturing(x))
+    return cost.choose(*call) if kind == "cpu" else cost_gpu.choose(*call, keeps=not capturing(x))
 
 
 def _dense(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .. import cost, ops
+from .. import cost, cost_gpu, ops
 from ..dense import DENSE, NATIVE, kept_bytes
 from .linear import SparseLinear
 
@@ -126,7 +126,12 @@ def _what_runs(layer: SparseLinear, batch: int) -> tuple[str, float | None, str 
     if kind not in ("cpu", "cuda") or backend == "reference":
         return "native" if backend == "auto" else backend, None, None
     asked = {"native": NATIVE, "dense": DENSE}.get(backend)
-    predicted = cost.predict(pattern, batch, dtype, plan=asked)
+    if kind == "cpu":
+        predicted = cost.predict(pattern, batch, dtype, plan=asked)
+    else:
+        predicted = cost_gpu.predict(
+            cost_gpu.Facts.of(pattern), batch, dtype, cost_gpu.of_device(pattern.device), plan=asked
+        )
     plan, speedup = predicted.plan, predicted.dense / predicted.seconds
     if backend != "auto" or plan == NATIVE:
         return "native" if plan == NATIVE else backend, speedup, None
