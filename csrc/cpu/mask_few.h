@@ -8,14 +8,16 @@
 namespace sk::SK_ISA {
 namespace {
 
-constexpr int64_t kMaskFew = 8;
+constexpr int64_t kMaskFew = kLanes >= 8 ? 8 : 0;  // where 8 weights are two vectors, tiles serve all batches
 
 // Calls f(batch rows that are computed) for 1 to kMaskFew of them. 2 would take as long as 4.
 template <class F>
 void with_mask_few(int64_t batch, F f) {
-  if (batch == 1) return f(std::integral_constant<int, 1>{});
-  if (batch <= 4) return f(std::integral_constant<int, 4>{});
-  f(std::integral_constant<int, 8>{});
+  if constexpr (kMaskFew > 0) {
+    if (batch == 1) return f(std::integral_constant<int, 1>{});
+    if (batch <= 4) return f(std::integral_constant<int, 4>{});
+    f(std::integral_constant<int, 8>{});
+  }
 }
 
 // x as float32 rows of `stride`, those past the batch zero.
