@@ -22,26 +22,36 @@ def make(format, shape=(100, 70), dtype=torch.float32):
     return pattern, torch.randn(pattern.values_shape).to(dtype).requires_grad_()
 
 
-KINDS = tuple(dense.By)
-# Each pair of kinds in each two places.
-PLANS = [dense.Plan(KINDS[i], KINDS[j], KINDS[(i + j) % 3]) for i, j in itertools.product(range(3), repeat=2)]
+NATIVE, DENSE, MASK = dense.By
+# All without masks; with them, the three kinds in each order, masks alone, and pairs.
+PLANS = [dense.Plan(*kinds) for kinds in itertools.product((NATIVE, DENSE), repeat=3)]
+PLANS += [
+    dense.Plan(*kinds)
+    for kinds in itertools.product(dense.By, repeat=3)
+    if MASK in kinds and len({*kinds}) != 2
+]
+PLANS += [dense.Plan(MASK, MASK, DENSE), dense.Plan(DENSE, MASK, MASK), dense.Plan(NATIVE, MASK, MASK)]
 
 
 def name(plan):
     return "-".join(by.value for by in plan)
 
 
-def skip_if_impossible(format, plan):
-    if dense.By.MASK in plan and parse_format(format).kind.format == "bsr":
-        pytest.skip("blocks have no mask")
+plans = pytest.mark.parametrize("plan", PLANS, ids=name)
+plans_of_formats = pytest.mark.parametrize(
+    ("format", "plan"),
+    [  # blocks have no mask
+        pytest.param(format, plan, id=f"{format}-{name(plan)}")
+        for format, plan in itertools.product(MASKS, PLANS)
+        if MASK not in plan or parse_format(format).kind.format != "bsr"
+    ],
+)
 
 
-@pytest.mark.parametrize("plan", PLANS, ids=name)
+@plans_of_formats
 @pytest.mark.parametrize("layout", LAYOUTS)
-@formats
 def test_every_plan(format, layout, plan):
     """Parts of all kinds side by side give y and the gradients, whichever are asked for."""
-    skip_if_impossible(format, plan)
     pattern, values = make(format)
     x, grad = (LAYOUTS[layout](torch.randn(7, size)) for size in (70, 100))
     x, bias = x.requires_grad_(), torch.randn(100, requires_grad=True)
@@ -63,7 +73,7 @@ def test_every_plan(format, layout, plan):
             torch.testing.assert_close(gradient, full)
 
 
-@pytest.mark.parametrize("plan", PLANS, ids=name)
+@plans
 def test_plans_under_checkpointing(plan):
     """There saved tensors may be asked for once."""
     pattern, values = make("csr")
@@ -76,10 +86,8 @@ def test_plans_under_checkpointing(plan):
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
-@pytest.mark.parametrize("plan", PLANS, ids=name)
-@formats
+@plans_of_formats
 def test_second_derivatives_of_every_plan(format, plan):
-    skip_if_impossible(format, plan)
     pattern, values = make(format)
     x, grad, u = torch.randn(5, 70), torch.randn(5, 100), torch.randn(5, 70)
     inputs = (x, values.detach(), grad, u, torch.randn(pattern.values_shape))

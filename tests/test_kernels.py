@@ -94,27 +94,36 @@ def run(code, **environment):
     )
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
-def test_every_isa(isa):
+isas = pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+
+
+def run_on(isa, code):
+    """Run ``code``, a test, on this ISA; skip where it is the one in use, or one that this CPU has not."""
     if isa == torch.ops.sparsekern.isa():
         pytest.skip(f"{isa} is what all other tests run on")
-    result = run(
-        f"""
-import conftest, torch
-from cases import *
+    start = f"""
+import conftest, sparsekern, torch
 torch.manual_seed(conftest.SEED)
-error = torch.ops.sparsekern.isa_error()
-if error:
+if error := torch.ops.sparsekern.isa_error():
     raise SystemExit(error)
 assert torch.ops.sparsekern.isa() == {isa!r}
-for case in cases([(16, 16), (7, 5), (65, 129), (40, 300)], sample=8):
-    check_products(case)
-""",
-        SPARSEKERN_ISA=isa,
-    )
+"""
+    result = run(start + code, SPARSEKERN_ISA=isa)
     if "SPARSEKERN_ISA must name" in result.stderr:
         pytest.skip(result.stderr.strip())
     assert result.returncode == 0, result.stderr
+
+
+@isas
+def test_every_isa(isa):
+    run_on(
+        isa,
+        """
+from cases import *
+for case in cases([(16, 16), (7, 5), (65, 129), (40, 300)], sample=8):
+    check_products(case)
+""",
+    )
 
 
 def test_an_unknown_isa_is_reported():

@@ -9,7 +9,7 @@ from cases import DENSITIES, DTYPES, LAYOUTS, MASKS, Case, cases, random_pattern
 from sparsekern import _library, cost, dense
 from sparsekern.formats import mask, parse_format
 from sparsekern.formats.products import ACTIVATION_CODES, ACTIVATIONS
-from test_kernels import run
+from test_kernels import isas, run_on
 from tolerance import Exact, assert_product
 
 pytestmark = pytest.mark.skipif(
@@ -90,22 +90,9 @@ def test_formats(format):
         check_mask(case)
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+@isas
 def test_every_isa(isa):
-    if isa == torch.ops.sparsekern.isa():
-        pytest.skip(f"{isa} is what all other tests run on")
-    result = run(
-        "import conftest, test_mask, torch\n"
-        "torch.manual_seed(conftest.SEED)\n"
-        "if error := torch.ops.sparsekern.isa_error():\n"
-        "    raise SystemExit(error)\n"
-        "for case in test_mask.some_cases(6):\n"
-        "    test_mask.check_mask(case)\n",
-        SPARSEKERN_ISA=isa,
-    )
-    if "SPARSEKERN_ISA must name" in result.stderr:
-        pytest.skip(result.stderr.strip())
-    assert result.returncode == 0, result.stderr
+    run_on(isa, "import test_mask\nfor case in test_mask.some_cases(6):\n    test_mask.check_mask(case)\n")
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
