@@ -273,7 +273,7 @@ class _Copy:
 
     def looks_same(self) -> bool:
         """Whether some values are known to be as they were."""
-        return self.some is not None and self.sample is not None and torch.equal(self.some, self.sample)
+        return self.some is not None and self.sample is not None and self.some.equal(self.sample)
 
     def lend(self) -> _Lease:
         """The lease."""
@@ -402,7 +402,7 @@ class Ready:
             and x.is_contiguous()
             and x.is_cpu
             and not torch.is_autocast_enabled("cpu")
-            and (self.copy is None or torch.equal(self.copy.some, self.copy.sample))  # type: ignore[arg-type]
+            and (self.copy is None or self.copy.looks_same())
         )
 
     def _is_of(self, x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> bool:
