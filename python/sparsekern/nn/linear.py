@@ -172,7 +172,7 @@ class SparseLinear(nn.Module):
             values, bias = own["values"], own["bias"]
         except KeyError:  # a replica's, or parametrized
             values, bias = self.values, self.bias
-        return ops.linear(x, values, self.pattern, bias, backend=self.backend)
+        return ops.linear(x, values, self.pattern, bias, backend=self.backend)  # type: ignore[arg-type]
 
     def to_dense(self) -> nn.Linear:
         """The equal ``nn.Linear``, a copy."""
