@@ -28,6 +28,8 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or ""
 EMULATED = "sparsekern_emulated"
+SANITIZERS = os.environ.get("SPARSEKERN_TEST_SANITIZERS", "")
+"""For the compiler, e.g. ``address,undefined``, with their runtimes preloaded: see ``test_sanitizers.py``."""
 
 STEMS = ("csr", "bsr", "nm", "vnm")
 """Formats that have CUDA kernels."""
@@ -80,7 +82,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> torch.library.Library:
     torch_include = Path(torch.__file__).parent / "include"
     options = "-std=c++17 -O2 -shared -fPIC -fvisibility=hidden -Wno-unknown-pragmas -Wno-psabi"
     options += " -DSPARSEKERN_EMULATED -DTORCH_TARGET_VERSION=0x020b000000000000"
-    flags = [*options.split(), f"-isystem{torch_include}"]
+    sanitize = f"-fsanitize={SANITIZERS} -fno-sanitize-recover=all -O1 -g1".split() if SANITIZERS else []
+    flags = [*options.split(), *sanitize, f"-isystem{torch_include}"]
     sources = [
         ROOT / path for stem in STEMS for path in (f"csrc/cuda/{stem}.cu", f"csrc/torch/{stem}_cuda.cpp")
     ]
@@ -99,7 +102,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> torch.library.Library:
     assert not any(build.returncode for build in builds), errors
     objects = [folder / f"{source.name}.o" for source in sources]
     linked = [f"-L{torch_include.parent / 'lib'}", "-ltorch_cpu", "-o", folder / "libemulated.so"]
-    subprocess.run([COMPILER, "-shared", *objects, *linked], check=True)
+    subprocess.run([COMPILER, "-shared", *sanitize, *objects, *linked], check=True)
     defined = torch.library.Library(EMULATED, "DEF")
     for stem in STEMS:
         for name in OPS:

@@ -1,4 +1,4 @@
-"""The CPU kernels under the compiler's sanitizers: no torch, no Python, every ISA of this CPU."""
+"""Kernels under the compiler's sanitizers: the CPU's on every ISA that it has, CUDA's on the emulator."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import platform
 import random
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -54,3 +55,37 @@ def test_random_products(sanitizers: str, tmp_path: Path) -> None:
             [program, str(seed), "40"], capture_output=True, text=True, timeout=300, check=False
         )
         assert run.returncode == 0, f"{program.name}, seed {seed}\n{run.stdout}{run.stderr}"
+
+
+@pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler")
+def test_cuda_kernels_stay_in_bounds() -> None:
+    """The emulator checks shared memory; global memory is torch's, between red zones of the sanitizer here.
+
+    Of one dtype: compiled and run so, everything takes 20 minutes.
+    """
+    runtimes = [
+        subprocess.run([COMPILER, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    if not all(Path(runtime).is_absolute() for runtime in runtimes):
+        pytest.skip("the compiler lacks the runtimes of -fsanitize=address,undefined")
+    dtype = random.choice(("float32", "bfloat16", "float16"))
+    shapes = f"{dtype} and (groups_of_columns or wide_shape or (small_shapes and batch-major))"
+    tests = ["test_cuda_emulated.py", "-k", f"({shapes}) or views_at_odd_addresses"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", *tests],
+        cwd=ROOT / "tests",
+        env={
+            **os.environ,
+            "SPARSEKERN_TEST_SANITIZERS": "address,undefined",
+            "LD_PRELOAD": " ".join(runtimes),
+            "ASAN_OPTIONS": "detect_leaks=0",
+        },
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
+    if "lacks _Float16" in run.stdout:
+        pytest.skip("the compiler lacks _Float16")
+    if run.returncode != 0:
+        pytest.fail(f"{dtype}\n{run.stdout[-4000:]}{run.stderr[:8000]}")
