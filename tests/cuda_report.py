@@ -37,6 +37,9 @@ LAUNCH = {
     "backward_weight_tile": (256, 96),
     "scatter_groups": (256, 0),
     "gather_groups": (256, 0),
+    "mask_few": (256, 110),
+    "mask_sums": (256, 0),
+    "mask_weight": (256, 96),
 }
 """Threads of a block and KB of shared memory that it asks for, at most, by kernel."""
 
@@ -49,6 +52,8 @@ INSTRUCTIONS = {
     "dots": ("LDG.E.128",),
     "product": ("HMMA.16816.F32", "LDSM.16.M88.4", "LDSM.16.MT88.4", "LDGSTS.E.BYPASS.128"),
     "weight_gradient": ("HMMA.16816.F32", "LDSM.16.M88.4", "LDSM.16.MT88.4", "LDGSTS.E.BYPASS.128"),
+    "mask_few": ("HMMA.16816.F32", "LDS.128", "LDS.U16", "LDGSTS.E.BYPASS.128"),
+    "mask_weight": ("HMMA.16816.F32", "LDSM.16.M88.4", "LDSM.16.MT88.4", "LDGSTS.E.BYPASS.128"),
     "linear_tile<bf16, true>": ("HMMA.SP.16832.F32", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128"),
     "linear_tile<fp16, true>": ("HMMA.SP.16832.F32", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128"),
     "backward_input_tile<bf16>": ("HMMA.16816.F32", "LDSM.16.MT88.4", "LDGSTS.E.BYPASS.128"),

@@ -19,6 +19,7 @@ import torch
 from cases import LAYOUTS, MEDIUM_SHAPES, SMALL_SHAPES, Case, cases, check_products, op, random_pattern
 from sparsekern import CSR, Pattern
 from sparsekern.formats.csr import Transposed
+from sparsekern.formats.mask import mask_on_gpu
 from sparsekern.formats.metadata import Metadata
 from sparsekern.formats.pattern import DevicePattern
 from sparsekern.formats.products import ACTIVATIONS
@@ -33,8 +34,9 @@ SANITIZERS = os.environ.get("SPARSEKERN_TEST_SANITIZERS", "")
 
 STEMS = ("csr", "bsr", "nm", "vnm")
 """Formats that have CUDA kernels."""
-SHARED = ("matrix", "groups", "groups_linear", "groups_backward")
+SHARED = ("matrix", "groups", "groups_linear", "groups_backward", "mask")
 """Sources of kernels that formats share."""
+MASK_OPS = ("mask_linear", "mask_linear_backward")
 FORMATS = ("csr", "bsr4", "bsr16x8", "bsr16", "bsr32", "bsr128x64")
 OPS = ("linear", "linear_backward", "linear_backward_input", "linear_backward_weight", "scatter", "gather")
 GROUPS = (
@@ -87,7 +89,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> torch.library.Library:
     sources = [
         ROOT / path for stem in STEMS for path in (f"csrc/cuda/{stem}.cu", f"csrc/torch/{stem}_cuda.cpp")
     ]
-    sources += [ROOT / f"csrc/cuda/{name}.cu" for name in SHARED]
+    sources += [ROOT / f"csrc/cuda/{name}.cu" for name in SHARED] + [ROOT / "csrc/torch/mask_cuda.cpp"]
     builds = [
         subprocess.Popen(
             [COMPILER, *flags, *includes, "-x", "c++", "-c", source, "-o", folder / f"{source.name}.o"],
@@ -104,10 +106,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> torch.library.Library:
     linked = [f"-L{torch_include.parent / 'lib'}", "-ltorch_cpu", "-o", folder / "libemulated.so"]
     subprocess.run([COMPILER, "-shared", *sanitize, *objects, *linked], check=True)
     defined = torch.library.Library(EMULATED, "DEF")
-    for stem in STEMS:
-        for name in OPS:
-            schema = getattr(torch.ops.sparsekern, f"{stem}_{name}").default._schema
-            defined.define(str(schema).removeprefix("sparsekern::"))
+    for name in (*(f"{stem}_{name}" for stem in STEMS for name in OPS), *MASK_OPS):
+        schema = getattr(torch.ops.sparsekern, name).default._schema
+        defined.define(str(schema).removeprefix("sparsekern::"))
     torch.ops.load_library(str(folder / "libemulated.so"))
     return defined
 
@@ -213,3 +214,110 @@ def test_views_at_odd_addresses() -> None:
     values = torch.randn(pattern.nnz + 1)[1:].view(pattern.values_shape)
     with pytest.raises(RuntimeError, match="values must be aligned to 16 bytes, got a view"):
         op(pattern, "linear", EMULATED)(torch.randn(3, 32), values, None, *gpu_operands(pattern))
+
+
+# --- along a bit mask -------------------------------------------------------------------------------------
+
+SHORT = (torch.bfloat16, torch.float16)
+MASK_SHAPES = ((1, 1), (7, 5), (17, 63), (33, 257), (130, 300), (20, 1100), (16, 2048))
+
+
+def framed(values: Tensor, ahead: int) -> Tensor:
+    """The same values between NaNs, ``ahead`` numbers after an aligned address."""
+    frame = values.new_full((values.numel() + 32,), torch.nan)
+    inside = frame[ahead : ahead + values.numel()]
+    inside.copy_(values.flatten())
+    return inside
+
+
+def check_mask(case: Case, ahead: int = 8) -> None:
+    """Both ops on a mask, against dense products in float64."""
+    out_features, in_features = case.shape
+    pattern = random_pattern(case.format, case.shape, case.density)
+    at = mask_on_gpu(pattern.shape, pattern.flat_index().view(-1))
+    lay, ops = LAYOUTS[case.layout], torch.ops.sparsekern_emulated
+    x = lay(torch.randn(case.batch, in_features).to(case.dtype))
+    grad = lay(torch.randn(case.batch, out_features).to(case.dtype))
+    values = torch.randn(pattern.values_shape).to(case.dtype)
+    placed, bias = framed(values, ahead), torch.randn(out_features).to(case.dtype)
+
+    y = Exact(lambda x, v, b: x @ pattern.scatter(v).t() + b, x, values, bias)
+    y.check(ops.mask_linear(x, placed, bias, *at), f"linear {case}")
+    y = Exact(lambda x, v: x @ pattern.scatter(v).t(), x, values)
+    y.check(ops.mask_linear(x, placed, None, *at), f"linear without bias {case}")
+    found = ops.mask_linear_backward(grad, x, placed, *at, False, True)
+    assert found[0].numel() == 0
+    grad_values = Exact(lambda g, x: pattern.gather(g.t() @ x), grad, x)
+    grad_values.check(found[1].view(pattern.values_shape), f"gradient of the values {case}")
+    Exact(lambda g: g.sum(0), grad).check(found[2], f"gradient of the bias {case}")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("shape", MASK_SHAPES, ids=str)
+def test_products_along_a_mask(shape: tuple[int, int], dtype: torch.dtype, layout: str) -> None:
+    for case in cases([shape], ["csr"], [layout], [dtype], sample=4):
+        check_mask(case, random.randrange(16))
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("format", ["2:4", "5:11", "64:2:8", "4:2:5"])
+def test_masks_of_groups(format: str, dtype: torch.dtype) -> None:
+    check_mask(Case(format, (72, 300), random.choice((1, 9, 40)), 1.0, dtype, "batch-major"))
+
+
+@pytest.mark.parametrize("batch", [1, 4, 5, 8, 9, 16, 17, 33, 64, 65, 130])
+def test_rows_of_x_along_a_mask(batch: int) -> None:
+    """On both sides of where blocks change their height, and more than pass through at a time."""
+    check_mask(Case("csr", (150, 600), batch, 0.4, torch.bfloat16, "batch-major"))
+
+
+@pytest.mark.parametrize("density", [0.1, 0.6, 1.0])
+@pytest.mark.parametrize("batch", [1, 20])
+def test_rings_of_values(batch: int, density: float) -> None:
+    """A warp has more columns than its rings hold, whose values begin anywhere."""
+    for ahead in (0, 1, 7, 13):
+        check_mask(Case("csr", (18, 5000), batch, density, torch.float16, "batch-major"), ahead)
+
+
+def test_rows_that_are_full_beside_empty_ones() -> None:
+    mask = torch.zeros(300, 1030, dtype=torch.bool)
+    mask[[0, 5, 131, 299]] = True
+    mask[:, 256:258] = True
+    mask[128:256, 512:] = False  # tiles of the gradient without a value
+    pattern = CSR.from_mask(mask)
+    at = mask_on_gpu(pattern.shape, pattern.flat_index())
+    x, values = torch.randn(11, 1030).bfloat16(), torch.randn(pattern.nnz).bfloat16()
+    grad = torch.randn(11, 300).bfloat16()
+    y = torch.ops.sparsekern_emulated.mask_linear(x, values, None, *at)
+    Exact(lambda x, v: x @ pattern.scatter(v).t(), x, values).check(y)
+    found = torch.ops.sparsekern_emulated.mask_linear_backward(grad, x, values, *at, False, True)
+    Exact(lambda g, x: pattern.gather(g.t() @ x), grad, x).check(found[1])
+
+
+@pytest.mark.parametrize("shape", [(600, 700), (20, 3000)], ids=str)
+@pytest.mark.parametrize("batch", [3, 30])
+def test_activations_along_a_mask(batch: int, shape: tuple[int, int]) -> None:
+    """With and without the second kernel, which adds up parts of the sums."""
+    pattern = random_pattern("csr", shape, 0.3)
+    at = mask_on_gpu(pattern.shape, pattern.flat_index())
+    x, values = torch.randn(batch, shape[1]).bfloat16(), torch.randn(pattern.values_shape).bfloat16()
+    y = Exact(lambda x, v: x @ pattern.scatter(v).t(), x, values)
+    for code, (name, function) in enumerate(ACTIVATIONS.items()):
+        got = torch.ops.sparsekern_emulated.mask_linear(x, values, None, *at, activation=code)
+        y.check_activated(function, got, str(name))
+
+
+def test_what_masks_do_not_take() -> None:
+    pattern = random_pattern("csr", (32, 300), 0.3)
+    bits, starts = mask_on_gpu(pattern.shape, pattern.flat_index())
+    x, values = torch.randn(2, 300).half(), torch.randn(pattern.nnz).half()
+    ops = torch.ops.sparsekern_emulated
+    with pytest.raises(RuntimeError, match="x must be bfloat16 or float16 on a GPU, got float32"):
+        ops.mask_linear(x.float(), values.float(), None, bits, starts)
+    with pytest.raises(RuntimeError, match=r"bits must be contiguous uint8 \[32, 48\]"):
+        ops.mask_linear(x, values, None, bits[:, :38].contiguous(), starts)
+    with pytest.raises(RuntimeError, match=r"row_ptr must be contiguous int32 \[97\]"):
+        ops.mask_linear(x, values, None, bits, starts[:33])
+    with pytest.raises(RuntimeError, match="need_x must be false on a GPU"):
+        ops.mask_linear_backward(torch.randn(2, 32).half(), x, values, bits, starts, True, True)

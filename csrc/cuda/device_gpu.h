@@ -51,6 +51,8 @@ SK_DEVICE T shuffle_xor(T v, int mask) {
 SK_DEVICE uint32_t votes(bool v) { return __ballot_sync(0xffffffffu, v); }
 SK_DEVICE int popcount(uint32_t v) { return __popc(v); }
 SK_DEVICE int popcount(uint64_t v) { return __popcll(v); }
+// The 4 bytes that the selector's hexadecimal digits name, the lowest first: 0 to 3 of `low`, 4 to 7 of `high`.
+SK_DEVICE uint32_t bytes_of(uint32_t low, uint32_t high, uint32_t selector) { return __byte_perm(low, high, selector); }
 
 // Numbers in the block's dynamic shared memory.
 template <class T>

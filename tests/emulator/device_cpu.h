@@ -89,6 +89,12 @@ inline uint32_t votes(bool v, SK_HERE) {
 }
 inline int popcount(uint32_t v) { return __builtin_popcount(v); }
 inline int popcount(uint64_t v) { return __builtin_popcountll(v); }
+inline uint32_t bytes_of(uint32_t low, uint32_t high, uint32_t selector) {
+  const uint64_t bytes = uint64_t(high) << 32 | low;
+  uint32_t found = 0;
+  for (int i = 0; i < 4; i++) found |= uint32_t(bytes >> (selector >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+  return found;
+}
 
 template <class T>
 class Shared {
