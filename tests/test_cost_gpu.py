@@ -9,13 +9,15 @@ import torch
 from cases import random_pattern
 from sparsekern import cost, cost_gpu, dense
 from sparsekern.cost_gpu import AMPERE, HOPPER, Facts
-from sparsekern.dense import DENSE, NATIVE, By
+from sparsekern.dense import DENSE, NATIVE, By, Plan
 from sparsekern.formats import parse_format
 from test_pattern_transfers import Waits
 
 SHAPE = (4096, 4096)
 FORMATS = ("csr", "bsr8", "bsr16", "bsr32", "bsr64", "bsr128", "2:4", "2:8", "4:8", "64:2:8", "128:2:16")
 GPUS = {"hopper": HOPPER, "ampere": AMPERE}
+MASK = Plan(By.MASK, By.NATIVE, By.NATIVE)
+"""Along the mask, in inference."""
 
 
 def facts(format: str, sparsity: float | None = None, shape: tuple[int, int] = SHAPE) -> Facts:
@@ -28,15 +30,16 @@ def facts(format: str, sparsity: float | None = None, shape: tuple[int, int] = S
 @pytest.mark.parametrize(
     ("format", "sparsity", "batch", "expected"),
     [
-        # Few rows of x are bound by the weight's bytes.
-        *(("csr", s, 1, NATIVE) for s in (0.8, 0.9, 0.95)),
-        ("csr", 0.5, 1, DENSE),
+        # Few rows of x are bound by the weight's bytes, and along a mask by expanding it.
+        *(("csr", s, batch, MASK) for s in (0.5, 0.8, 0.9) for batch in (1, 16, 33, 64)),
+        *(("csr", s, 1, NATIVE) for s in (0.95, 0.98)),
         *((f"bsr{side}", 0.8, 8, NATIVE) for side in (16, 32, 64, 128)),
-        *((format, None, 8, NATIVE) for format in ("2:8", "64:2:8", "128:2:16")),
+        *((format, None, 8, NATIVE) for format in ("64:2:8", "128:2:16")),
+        *((format, None, 8, MASK) for format in ("2:4", "2:8", "4:8")),
         # Many: CSR runs on plain arithmetic, small blocks and V reread x through L2.
         *(("csr", s, 4096, DENSE) for s in (0.8, 0.9, 0.95, 0.97)),
         *(("csr", s, 4096, NATIVE) for s in (0.98, 0.99)),
-        *(("csr", s, 33, DENSE) for s in (0.8, 0.9)),
+        *(("csr", s, 256, DENSE) for s in (0.5, 0.8, 0.9)),
         ("bsr32", 0.7, 4096, DENSE),
         ("bsr32", 0.9, 4096, NATIVE),
         ("bsr64", 0.5, 4096, DENSE),
@@ -67,7 +70,7 @@ def test_no_plan_is_slower_than_dense_and_its_copies(format: str, gpu: str) -> N
                 assert made.plan == NATIVE or made.seconds <= native.seconds / cost.MARGIN
                 assert made.dense == whole.dense > 0
                 if not (need_x or need_values):
-                    assert made.plan in (NATIVE, DENSE)
+                    assert made.plan in (NATIVE, DENSE, MASK)
                     assert whole.seconds == whole.dense  # the copy of W is kept
 
 
@@ -77,6 +80,23 @@ def test_products_are_chosen_one_by_one() -> None:
     assert training.plan == dense.Plan(By.NATIVE, By.NATIVE, By.DENSE)
     training = cost_gpu.predict(facts("128:2:16"), 4096, torch.bfloat16, HOPPER)
     assert training.plan == dense.Plan(By.NATIVE, By.DENSE, By.NATIVE)
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_the_gradient_of_x_never_runs_along_a_mask(gpu: str) -> None:
+    found = set()
+    for format, batch in ((f, b) for f in FORMATS for b in (1, 8, 33, 64, 100, 300, 4096)):
+        for sparsity, need_x in ((s, n) for s in (0.0, 0.3, 0.5, 0.8, 0.9) for n in (False, True)):
+            plan = cost_gpu.predict(
+                facts(format, sparsity), batch, torch.float16, GPUS[gpu], need_x, True
+            ).plan
+            assert plan.grad_x is not By.MASK
+            found.add(plan.grad_values)
+            for refused in ({"dtype": torch.float32}, {"masked": False}):
+                what = {"dtype": torch.float16, "masked": True, **refused}
+                made = cost_gpu.predict(facts(format, sparsity), batch, gpu=GPUS[gpu], need_x=need_x, **what)
+                assert By.MASK not in made.plan
+    assert found == {By.DENSE, By.NATIVE, By.MASK}
 
 
 def test_tf32_makes_dense_products_faster() -> None:
@@ -93,8 +113,9 @@ def test_tf32_makes_dense_products_faster() -> None:
 
 def test_a_copy_that_is_not_kept_is_paid_for() -> None:
     what = (facts("csr", 0.75), 1, torch.bfloat16, HOPPER, False, False)
-    assert cost_gpu.predict(*what).plan == DENSE
-    assert cost_gpu.predict(*what, keeps=False).plan == NATIVE
+    assert cost_gpu.predict(*what, masked=False).plan == DENSE
+    assert cost_gpu.predict(*what, masked=False, keeps=False).plan == NATIVE
+    assert cost_gpu.predict(*what).plan == cost_gpu.predict(*what, keeps=False).plan == MASK
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -121,6 +142,20 @@ def test_compiled_graphs_choose_as_the_arithmetic_does(format: str) -> None:
             Like.options = options  # type: ignore[attr-defined]
             chosen = cost_gpu.native_if_compiled(Like, few, dtype)  # type: ignore[arg-type]
             assert chosen == (native < whole), (format, sparsity, few, dtype)
+
+
+def test_graphs_use_no_mask_that_they_would_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense, "has_kernel", lambda op, device: True)
+    monkeypatch.setattr(cost_gpu, "of_device", lambda device: HOPPER)
+    pattern = random_pattern("csr", (2048, 2048), 0.3)
+
+    def chosen(keeps: bool) -> Plan:
+        return cost_gpu.choose(pattern, 4, torch.bfloat16, False, False, keeps)
+
+    assert chosen(True) == MASK
+    assert chosen(False).forward is not By.MASK
+    dense.mask_operands(pattern)
+    assert chosen(False) == MASK
 
 
 @pytest.fixture

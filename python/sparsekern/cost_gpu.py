@@ -8,15 +8,14 @@ ratios of two times are used. What the native kernels do is written where its te
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from .cost import MARGIN, Prediction, plans, remembered_at
-from .dense import NATIVE, By, Plan
+from .cost import MARGIN, Prediction, remembered_at
+from .dense import NATIVE, By, Plan, has_mask_on_gpu
 from .formats import Pattern
 
 
@@ -65,6 +64,8 @@ IN_FLIGHT = 80e9
 rows of x make it, reads its weight no faster."""
 FEW = 32
 """Rows of x up to which CSR runs on ``csr_few.h``."""
+SECOND_KERNEL = 1.5e-6
+"""What it takes to add up the parts of sums, where blocks divide the columns among them."""
 
 
 @functools.cache
@@ -162,6 +163,30 @@ def _csr(facts: Facts, product: str, batch: int, element: int, through: float, g
     return max(cycles / gpu.cycles, (weight + through) / gpu.hbm)
 
 
+def masked_seconds(facts: Facts, product: str, batch: int, dtype: torch.dtype, gpu: Gpu) -> float:
+    """Of a ``"forward"`` or ``"backward_weight"`` along a bit mask; infinite where there is none."""
+    if facts.format == "bsr" or dtype == torch.float32 or product == "backward_input":
+        return math.inf
+    rows, columns = facts.shape
+    size, element = rows * columns, dtype.itemsize
+    weight, through = facts.values * element + size * 1.25 / 8, batch * (rows + columns) * element
+    if product == "backward_weight":
+        # mask_weight.h: 128 x 128 of a dense product, whose sums pass shared memory, 1/16 cycle per weight,
+        # and are picked by 73 instructions per 128 of them, 4 at a time.
+        multiplies = size * -(-batch // 64) * 64 / (gpu.mma * gpu.dense[0])
+        again = size * batch * element * 2 / 128
+        return max(multiplies + size * 0.2 / gpu.cycles, again / gpu.l2, (weight + through) / gpu.hbm)
+    # mask_few.h, 64 rows of x at a time: 5 instructions per weight, and where x has more than 8 rows 0.3 for
+    # each 8 of them; 4 warps issue one per cycle, 32 weights each. x comes again per block of rows.
+    passes, tiles = -(-batch // 64), -(-min(batch, 64) // 8)
+    height = next((16 * h for h, most in ((1, 4), (2, 16), (4, 32)) if batch <= most), 128)
+    expanding = passes * size * (4.7 + 0.3 * tiles) / 128 / gpu.cycles
+    multiplies = passes * size * 8 * tiles / (gpu.mma * gpu.dense[0])
+    again = size * batch * element / height + (passes - 1) * weight
+    whole = max(expanding, multiplies, again / gpu.l2, (weight + through) / gpu.hbm)
+    return whole + (SECOND_KERNEL if -(-rows // height) * passes < 128 else 0.0)
+
+
 def _padded(batch: int) -> int:
     """Rows of x that tensor cores multiply."""
     return -(-batch // 32) * 32
@@ -176,38 +201,54 @@ def predict(
     need_values: bool = True,
     keeps: bool = True,
     plan: Plan | None = None,
+    masked: bool = True,
 ) -> Prediction:
     """:func:`.cost.predict` by arithmetic alone; ``keeps`` tells whether inference keeps a copy of W.
 
-    There each product is a kernel of its own, so any of them may run dense.
+    There each product is a kernel of its own, so any of them may run dense; along the mask, where ``masked``
+    tells that there is one, any but the gradient of x.
     """
     needed = (True, need_x, need_values)
     products = ("forward", "backward_input", "backward_weight")
     native = [native_seconds(facts, product, batch, dtype, gpu) for product in products]
+    along = [masked_seconds(facts, product, batch, dtype, gpu) for product in products]
     dense = dense_seconds(facts.shape, batch, dtype, gpu)
     whole = facts.format != "bsr" and facts.values == facts.shape[0] * facts.shape[1]
     copy = 0.0 if whole else copy_seconds(facts, dtype, gpu)
 
     def seconds_of(plan: Plan) -> float:
-        parts = [
-            (by is By.DENSE, own) for by, own, wanted in zip(plan, native, needed, strict=True) if wanted
-        ]
+        times = (
+            {By.DENSE: dense, By.NATIVE: own, By.MASK: mask}[by]
+            for by, own, mask, wanted in zip(plan, native, along, needed, strict=True)
+            if wanted
+        )
         scatters = need_x or need_values or not keeps
         copies = (
             scatters and (plan.forward is By.DENSE or (plan.grad_x is By.DENSE and need_x)),
             plan.grad_values is By.DENSE and need_values,
         )
-        return sum(dense if by_torch else own for by_torch, own in parts) + sum(copies) * copy
+        return sum(times) + sum(copies) * copy
 
     def handicapped(plan: Plan) -> float:
-        return seconds_of(plan) / (MARGIN if plan == NATIVE else 1.0)
+        return seconds_of(plan) / (MARGIN if plan == NATIVE or By.MASK in plan else 1.0)
 
     if plan is None:
-        candidates = plans(need_x, need_values, masked=False)
-        if need_x and need_values:
-            candidates = [Plan(*by) for by in itertools.product((By.DENSE, By.NATIVE), repeat=3)]
-        plan = min(candidates, key=handicapped)
+        plan = min(_plans(need_x, need_values, masked and math.isfinite(along[0])), key=handicapped)
     return Prediction(plan, seconds_of(plan), dense * sum(needed))
+
+
+def _plans(need_x: bool, need_values: bool, masked: bool) -> list[Plan]:
+    """Those that differ. A gradient that is not needed is said to run as another product does."""
+    both = (By.DENSE, By.NATIVE)
+    every = (*both, By.MASK) if masked else both
+    found = []
+    for forward in every:
+        as_forward = By.NATIVE if forward is By.MASK else forward
+        for grad_values in every if need_values else (None,):
+            as_values = By.NATIVE if grad_values is By.MASK else grad_values or as_forward
+            for grad_x in both if need_x else (as_values,):
+                found.append(Plan(forward, grad_x, grad_values or grad_x))
+    return found
 
 
 def choose(
@@ -217,11 +258,12 @@ def choose(
     if batch == 0:
         return NATIVE
     where = remembered_at(batch, dtype, need_x, need_values)
-    at = (*where, keeps, torch.get_float32_matmul_precision())
+    masked = has_mask_on_gpu(pattern, capturing=not keeps)
+    at = (*where, keeps, masked, torch.get_float32_matmul_precision())
     plan: Plan | None = pattern.memo.get(at)
     if plan is None:
         gpu = of_device(pattern.device)
-        made = predict(Facts.of(pattern), where[0], dtype, gpu, need_x, need_values, keeps)
+        made = predict(Facts.of(pattern), where[0], dtype, gpu, need_x, need_values, keeps, masked=masked)
         plan = pattern.memo[at] = made.plan
     return plan
 

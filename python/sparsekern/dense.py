@@ -1,7 +1,7 @@
 """Products for patterns too dense to gain from sparse kernels alone: by torch, or along a bit mask.
 
-Along the mask (:mod:`.formats.mask`) W is expanded piece by piece in the caches: only values and mask pass
-through memory.
+Along the mask (:mod:`.formats.mask`) W is expanded piece by piece in the caches, on a GPU in registers: only
+values and mask pass through memory.
 
 Torch's products need a dense copy of W, which is kept while the values do not change, so inference scatters
 them once. Torch counts most changes (optimizers, in-place operations, ``load_state_dict``), but not those
@@ -29,7 +29,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ._library import has_kernel
 from .formats import BSR, Pattern, mask
+from .formats.csr import Tiles
 from .formats.pattern import DevicePattern
 from .formats.products import ACTIVATION_CODES, ACTIVATIONS, PRODUCTS, strided
 
@@ -227,12 +229,22 @@ def has_mask(pattern: Pattern) -> bool:
     return not isinstance(pattern, BSR) and pattern.device.type == "cpu"
 
 
+def has_mask_on_gpu(pattern: Pattern, capturing: bool) -> bool:
+    """Whether a GPU has products along this pattern's bit mask, which no graph that is captured makes."""
+    found = not isinstance(pattern, BSR) and has_kernel("mask_linear", pattern.device.type)
+    return found and (not capturing or "mask" in pattern.memo)
+
+
 def mask_operands(pattern: Pattern) -> tuple[Tensor, Tensor]:
     """The bit mask of a pattern that has one, and where its rows begin, as the mask's ops take them."""
     found: tuple[Tensor, Tensor] | None = pattern.memo.get("mask")
     if found is None:
         assert isinstance(pattern, DevicePattern)
-        found = pattern.memo["mask"] = mask.mask_of(pattern.derived, pattern.shape[1])
+        if isinstance(pattern.derived, Tiles):
+            found = mask.mask_of(pattern.derived, pattern.shape[1])
+        else:
+            found = mask.mask_on_gpu(pattern.shape, pattern.flat_index().view(-1))
+        pattern.memo["mask"] = found
     return found
 
 
@@ -425,8 +437,11 @@ def _none() -> None:
 def kept_bytes(pattern: Pattern) -> int:
     """The bytes of the dense copies that the pattern remembers, with the mask along which they are made."""
     copies = sum(copy.weight.nbytes for copy in pattern.memo.values() if isinstance(copy, _Copy))
-    bits: Tensor | None = pattern.memo.get("mask", (None,))[0]
-    return copies + (0 if bits is None else bits.nbytes)
+    bits, row_ptr = pattern.memo.get("mask", (None, None))
+    if bits is None:
+        return copies
+    own = not isinstance(getattr(pattern, "derived", None), Tiles)  # else it is theirs
+    return int(copies + bits.nbytes + (row_ptr.nbytes if own else 0))
 
 
 def _some(values: Tensor) -> Tensor:
