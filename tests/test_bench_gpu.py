@@ -49,7 +49,7 @@ def test_the_rehearsal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert status == 0, out
     assert out.count("REHEARSAL on the CPU") == 2
     if _library.LOAD_ERROR is None:
-        assert "check: 102 of 102 calls are right" in out
+        assert "check: 126 of 126 calls are right" in out
     for peer in ("triton bsr batch", "cusparselt batch", "torch.sparse feature"):
         assert f": {peer}: " in out
     assert "WRONG" not in out

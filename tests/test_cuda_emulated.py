@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 from cases import LAYOUTS, MEDIUM_SHAPES, SMALL_SHAPES, Case, cases, check_products, op, random_pattern
-from sparsekern import CSR, Pattern
+from sparsekern import CSR, Pattern, dense
 from sparsekern.formats.csr import Transposed
 from sparsekern.formats.mask import mask_on_gpu
 from sparsekern.formats.metadata import Metadata
-from sparsekern.formats.pattern import DevicePattern
+from sparsekern.formats.pattern import DevicePattern, Memo
 from sparsekern.formats.products import ACTIVATIONS
 from tolerance import Exact
 from torch import Tensor
@@ -306,6 +306,34 @@ def test_activations_along_a_mask(batch: int, shape: tuple[int, int]) -> None:
     for code, (name, function) in enumerate(ACTIVATIONS.items()):
         got = torch.ops.sparsekern_emulated.mask_linear(x, values, None, *at, activation=code)
         y.check_activated(function, got, str(name))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("format", ["csr", "2:4"])
+def test_a_step_along_a_mask(format: str, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``"auto"`` runs it on a GPU: y and the gradients of values and bias."""
+    there = random_pattern(format, (40, 200), 0.3)
+    pattern = copy.copy(there)
+    pattern.memo = Memo()
+    pattern.derived = there._build(Transposed if format == "csr" else Metadata)  # type: ignore[attr-defined]
+    for name in ("linear", "linear_backward"):
+        monkeypatch.setattr(dense.mask, name, getattr(torch.ops.sparsekern_emulated, f"mask_{name}"))
+    x, grad = torch.randn(9, 200).bfloat16(), torch.randn(9, 40).bfloat16()
+    values = torch.randn(there.values_shape).bfloat16().requires_grad_()
+    b = torch.randn(40).bfloat16().requires_grad_() if bias else None
+    plan = dense.Plan(dense.By.MASK, dense.By.NATIVE, dense.By.MASK)
+    y = dense.planned_linear(x, values, b, pattern, plan)
+    zero = torch.zeros(40).bfloat16() if b is None else b
+    Exact(lambda x, v, b: x @ there.scatter(v).t() + b, x, values, zero).check(y.detach())
+    found = torch.autograd.grad(y, [values] if b is None else [values, b], grad)
+    Exact(lambda g, x: there.gather(g.t() @ x), grad, x).check(found[0])
+    if bias:
+        Exact(lambda g: g.sum(0), grad).check(found[1])
+    with torch.no_grad():
+        fused = dense.planned_linear(x, values, b, pattern, plan, "relu")
+    assert torch.equal(fused, y.relu())
+    bits, starts = dense.mask_operands(pattern)
+    assert dense.kept_bytes(pattern) == bits.nbytes + starts.nbytes
 
 
 def test_what_masks_do_not_take() -> None:

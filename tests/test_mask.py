@@ -10,7 +10,9 @@ from sparsekern import _library, cost, dense
 from sparsekern.formats import mask, parse_format
 from sparsekern.formats.products import ACTIVATION_CODES, ACTIVATIONS
 from test_kernels import isas, run_on
+from test_pattern_transfers import Waits
 from tolerance import Exact, assert_product
+from torch.library import opcheck
 
 pytestmark = pytest.mark.skipif(
     _library.LOAD_ERROR is not None, reason=f"needs the native kernels: {_library.LOAD_ERROR}"
@@ -131,6 +133,40 @@ def test_bad_arguments():
     ):
         with pytest.raises(RuntimeError, match=message):
             call()
+
+
+@pytest.mark.parametrize("batch", [1, 20])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_opcheck(layout, batch):
+    pattern = random_pattern("csr", (50, 70), 0.5)
+    x, grad = (LAYOUTS[layout](torch.randn(batch, size)) for size in (70, 50))
+    at, values = dense.mask_operands(pattern), torch.randn(pattern.values_shape)
+    opcheck(mask.linear, (x, values, torch.randn(50), *at), {"activation": 2})
+    opcheck(mask.linear, (x, values, None, *at))
+    for need in ((True, True), (True, False), (False, True), (False, False)):
+        opcheck(mask.linear_backward, (grad, x, values, *at, *need))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (1, 1), (7, 128), (40, 129), (65, 700)], ids=str)
+@pytest.mark.parametrize("format", FORMATS)
+def test_masks_for_gpus(format, shape):
+    if parse_format(format).fixed_sparsity is not None and 0 in shape:
+        pytest.skip("no such pattern")
+    pattern = random_pattern(format, shape, 0.5 if all(shape) else 0.0)
+    where = pattern.flat_index().view(-1)
+    with Waits() as waits:
+        bits, starts = mask.mask_on_gpu(shape, where)
+    assert not waits.found
+    out_features, spans = shape[0], -(-shape[1] // mask.SPAN)
+    assert bits.shape == (out_features, spans * mask.SPAN // 8)
+    positions = torch.arange(8, dtype=torch.uint8)
+    columns = (bits[..., None] >> positions & 1).view(out_features, spans * mask.SPAN).bool()
+    assert torch.equal(columns[:, : shape[1]], pattern.to_mask())
+    assert not columns[:, shape[1] :].any()
+    counts = columns.view(-1, mask.SPAN).sum(1)
+    assert starts.dtype == torch.int32
+    assert torch.equal(starts[1:], counts.cumsum(0).int())
+    assert starts[0] == 0
 
 
 def test_a_profile_without_masks_chooses_none():

@@ -43,7 +43,7 @@ H200 = Gpu("H200", flops=790e12, hbm=4.3e12, l2=5.5e12, l1=128 * 1.755e9 * 132)
 TILE = 256
 """Rows of W that share what they read of x, of 2:4."""
 
-FEW = 32
+FEW = 64
 """Rows of x up to which a CSR product is bound by the weight's bytes, not by loads of x."""
 
 

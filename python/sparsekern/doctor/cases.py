@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..formats import parse_format
+from ..formats import BSR, parse_format
 
 PATTERN = "pattern"
 """Beside the ops: pruning and building patterns where the tensors are."""
@@ -23,7 +23,11 @@ PRODUCTS = (
     "linear_backward",
     "scatter",
     "gather",
+    "mask_linear",
+    "mask_linear_backward",
 )
+MASKED = PRODUCTS[-2:]
+"""Along a bit mask: the same kernels for all formats but BSR."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FORMATS = (
     *("csr", "bsr4", "bsr16x8", "bsr32", "bsr64", "bsr128", "bsr128x64"),
@@ -56,6 +60,8 @@ class Case:
     @property
     def kernel(self) -> str:
         """The op's name, e.g. ``"csr_linear"``."""
+        if self.product in MASKED:
+            return self.product
         return f"{parse_format(self.format).kind.format}_{self.product}"
 
     def __str__(self) -> str:
@@ -102,10 +108,12 @@ def plan(
     shapes = _QUICK_SHAPES if quick else _SHAPES
     layouts = itertools.cycle(chosen.sample(list(LAYOUTS), len(LAYOUTS)))
     for spec, dtype, shape in itertools.product(formats, dtypes or DTYPES, shapes):
-        free = parse_format(spec).fixed_sparsity is None
+        kind = parse_format(spec)
+        free = kind.fixed_sparsity is None
+        products = PRODUCTS[: -len(MASKED)] if kind.kind is BSR else PRODUCTS
         batches = chosen.sample(_BATCHES, samples)
         densities = chosen.sample(_DENSITIES, samples) if free else [1.0] * samples
         for batch, density in zip(batches, densities, strict=True):
             layout, number = next(layouts), chosen.randrange(2**31)
-            for product in PRODUCTS:
+            for product in products:
                 yield Case(device, spec, product, dtype, shape, batch, density, layout, number)

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from .. import ops
 from .._library import LOAD_ERROR, has_kernel
+from ..dense import mask_operands
 from ..formats import NM, Pattern, parse_format
 from ..formats.products import ACTIVATIONS
 from ..tolerance import Exact, as_tuple
-from .cases import LAYOUTS, PATTERN, Case
+from .cases import LAYOUTS, MASKED, PATTERN, Case
 
 OLDEST = (8, 0)
 """Compute capability that the GPU kernels need: tensor cores with bfloat16 and asynchronous copies."""
@@ -65,8 +66,11 @@ def unavailable(device: str, format: str, product: str, dtype: torch.dtype) -> s
     if product == PATTERN:
         return None
     pattern = _pattern(format, (8, 32), 1.0, 0)[1]
-    if not has_kernel(f"{pattern.format}_{product}", kind):
-        return f"the library has no {kind} kernel of {pattern.format}_{product}"
+    op = product if product in MASKED else f"{pattern.format}_{product}"
+    if not has_kernel(op, kind):
+        return f"the library has no {kind} kernel of {op}"
+    if product in MASKED and kind == "cuda" and dtype == torch.float32:
+        return "products along a mask take torch.bfloat16 or torch.float16 there"
     if product in ("scatter", "gather"):
         return None  # they move bytes, of any dtype here
     with torch.no_grad():
@@ -131,7 +135,8 @@ def _run(
         moved = argument.to(case.device)
         return LAYOUTS[case.layout](moved) if strided else moved
 
-    operands = _on(case.device, case.format, inputs).operands
+    pattern = _on(case.device, case.format, inputs)
+    operands = mask_operands(pattern) if case.product in MASKED else pattern.operands
     placed = [place(argument) for argument in arguments]
     options = {} if activation is None else {"activation": list(ACTIVATIONS).index(activation)}
     first, second = (as_tuple(_op(case)(*placed, *operands, *need, **options)) for _ in range(2))
@@ -174,6 +179,17 @@ def _backward(case: Case, inputs: _Inputs) -> float:
 
     arguments = inputs.grad, inputs.x, inputs.values
     return _run(case, inputs, Exact(all_three, *arguments), *arguments, need=(True, True, True))
+
+
+def _mask_backward(case: Case, inputs: _Inputs) -> float:
+    need_x = torch.device(case.device).type == "cpu"  # a GPU has no kernel for that
+
+    def all_three(g: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        grad_x = g @ inputs.pattern.scatter(v) if need_x else g.new_empty(0)
+        return grad_x, inputs.pattern.gather(g.t() @ x).flatten(), g.sum(0)
+
+    exact = Exact(all_three, inputs.grad, inputs.x, inputs.values)
+    return _run(case, inputs, exact, inputs.grad, inputs.x, inputs.values, need=(need_x, True))
 
 
 def _scatter(case: Case, inputs: _Inputs) -> float:
@@ -226,4 +242,6 @@ _CHECKS: dict[str, Callable[[Case, _Inputs], float]] = {
     "linear_backward": _backward,
     "scatter": _scatter,
     "gather": _gather,
+    "mask_linear": _linear,
+    "mask_linear_backward": _mask_backward,
 }
