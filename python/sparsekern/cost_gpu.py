@@ -176,11 +176,14 @@ def masked_seconds(facts: Facts, product: str, batch: int, dtype: torch.dtype, g
         multiplies = size * -(-batch // 64) * 64 / (gpu.mma * gpu.dense[0])
         again = size * batch * element * 2 / 128
         return max(multiplies + size * 0.2 / gpu.cycles, again / gpu.l2, (weight + through) / gpu.hbm)
-    # mask_few.h, 64 rows of x at a time: 5 instructions per weight, and where x has more than 8 rows 0.3 for
-    # each 8 of them; 4 warps issue one per cycle, 32 weights each. x comes again per block of rows.
+    # mask_few.h, 64 rows of x at a time. Per weight 5 instructions, of which 4 warps issue one in a cycle,
+    # and 0.3 more for each 8 rows of x after the first; or a load from shared memory, of 1.1 cycles at a
+    # density of 10 % and 2.3 at 50 %, as lanes meet in its banks, beside 4 for 512 weights and 8 rows of x. x
+    # comes again per block of rows.
     passes, tiles = -(-batch // 64), -(-min(batch, 64) // 8)
     height = next((16 * h for h, most in ((1, 4), (2, 16), (4, 32)) if batch <= most), 128)
-    expanding = passes * size * (4.7 + 0.3 * tiles) / 128 / gpu.cycles
+    issued, loads = (4.7 + 0.3 * tiles) / 128, (0.85 + 2.9 * facts.values / max(size, 1)) / 32 + tiles / 128
+    expanding = passes * size * max(issued, loads) / gpu.cycles
     multiplies = passes * size * 8 * tiles / (gpu.mma * gpu.dense[0])
     again = size * batch * element / height + (passes - 1) * weight
     whole = max(expanding, multiplies, again / gpu.l2, (weight + through) / gpu.hbm)
