@@ -263,7 +263,8 @@ def test_products_along_a_mask(shape: tuple[int, int], dtype: torch.dtype, layou
 @pytest.mark.parametrize("dtype", SHORT, ids=str)
 @pytest.mark.parametrize("format", ["2:4", "5:11", "64:2:8", "4:2:5"])
 def test_masks_of_groups(format: str, dtype: torch.dtype) -> None:
-    check_mask(Case(format, (72, 300), random.choice((1, 9, 40)), 1.0, dtype, "batch-major"))
+    case = Case(format, (72, 300), random.choice((1, 9, 40)), 1.0, dtype, random.choice(list(LAYOUTS)))
+    check_mask(case, random.randrange(16))
 
 
 @pytest.mark.parametrize("batch", [1, 4, 5, 8, 9, 16, 17, 33, 64, 65, 130])
