@@ -169,8 +169,8 @@ mask_sums(const float* parts, int splits, const T* bias, sk_activation activatio
 constexpr int kEnoughBlocks = 128;  // for the 108 to 132 multiprocessors of the GPUs that this is for
 
 // How the product is divided. Higher blocks read x less often: they have 16 rows of W for up to 4 of x, and 128 for more than 32,
-// so that in 16 bits x passes L2 with at most as many bytes as a dense W would. The columns are divided among the warps of a
-// block, and among blocks as well where these would be too few, which takes a second kernel.
+// so that x passes L2 with at most half the bytes of a dense W. The columns are divided among the warps of a block, and among
+// blocks as well where these would be too few, which takes a second kernel.
 inline FewBlocks few_blocks(const Mask& w, int64_t batch) {
   FewBlocks f = {};
   f.log_down = batch <= 4 ? 0 : batch <= 16 ? 1 : batch <= 32 ? 2 : 3;
@@ -188,7 +188,7 @@ inline FewBlocks few_blocks(const Mask& w, int64_t batch) {
 inline sk_matrix transposed(const sk_matrix& m) { return {m.data, m.features, m.batch, m.stride_feature, m.stride_batch}; }
 
 inline int64_t parts_bytes(const Mask& w, int64_t batch) {
-  const int splits = few_blocks(w, batch).splits;
+  const int splits = w.rows > 0 ? few_blocks(w, batch).splits : 1;
   return splits > 1 ? splits * batch * w.rows * int64_t(sizeof(float)) : 0;
 }
 
