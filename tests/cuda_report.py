@@ -38,7 +38,7 @@ LAUNCH = {
     "scatter_groups": (256, 0),
     "gather_groups": (256, 0),
     "mask_few": (256, 110),
-    "mask_sums": (256, 0),
+    "part_sums": (256, 0),
     "mask_weight": (256, 96),
 }
 """Threads of a block and KB of shared memory that it asks for, at most, by kernel."""

@@ -350,3 +350,11 @@ def test_what_masks_do_not_take() -> None:
         ops.mask_linear(x, values, None, bits, starts[:33])
     with pytest.raises(RuntimeError, match="need_x must be false on a GPU"):
         ops.mask_linear_backward(torch.randn(2, 32).half(), x, values, bits, starts, True, True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("format", ["2:4", "5:11", "32:2:5"])
+def test_blocks_divide_the_columns(format: str, layout: str) -> None:
+    """Where there are few blocks: parts of the sums, of which a second kernel makes y."""
+    for shape, batch, dtype in (((33, 1200), 5, torch.bfloat16), ((70, 1030), 9, torch.float32)):
+        check(Case(format, shape, batch, 1.0, dtype, layout))

@@ -238,40 +238,49 @@ struct Sums {
   }
 };
 
-// Runs load(step, stage) and use(step, stage) for each step, with the number of the stage in shared memory where the step's
-// operands are: the copies that load starts go on while earlier steps are used. One loop, also for the first loads: the code of
-// load stands there once.
+// Runs load(step, stage) and use(step, stage) for steps first .. last - 1, with the number of the stage in shared memory where the
+// step's operands are: the copies that load starts go on while earlier steps are used. One loop, also for the first loads: the code
+// of load stands there once.
 template <int kStages, class Load, class Use>
-SK_DEVICE void pipeline(int steps, Load load, Use use) {
+SK_DEVICE void pipeline(int first, int last, Load load, Use use) {
 #pragma unroll 1
-  for (int i = 1 - kStages; i < steps; i++) {
+  for (int i = first + 1 - kStages; i < last; i++) {
     wait_copies<kStages - 2>();
     barrier();  // the copies of all threads are here, and the stage that is loaded next is not in use any more
     const int next = i + kStages - 1;
-    if (next < steps) load(next, next % kStages);
+    if (next < last) load(next, next % kStages);
     commit_copies();
-    if (i >= 0) use(i, i % kStages);
+    if (i >= first) use(i, i % kStages);
   }
+}
+template <int kStages, class Load, class Use>
+SK_DEVICE void pipeline(int steps, Load load, Use use) {
+  pipeline<kStages>(0, steps, load, use);
 }
 
 // y's features f0.. and rows b0.. = activation(sums + bias), stored 4 at a time along y's contiguous dimension: the first `features`
-// rows of a block's sums, and those of its 2^log_batch columns that y has.
+// rows of a block's sums, and those of its 2^log_batch columns that y has. Or the sums alone to `part`, for sum_parts().
 template <class T, int kDown, int kAcross>
 SK_DEVICE void store_product(const Sums<kDown, kAcross>& d, int log_features, int log_batch, const Matrix<T>& y, int64_t f0,
-                             int features, int64_t b0, const T* bias, sk_activation activation) {
-  const bool fm = y.stride_feature != 1;
+                             int features, int64_t b0, const T* bias, sk_activation activation, float* part = nullptr) {
+  const bool fm = part == nullptr && y.stride_feature != 1;
   const int log_runs = (fm ? log_batch : log_features) - 2;  // of a row, of 4 numbers
   const Results results = d.stage(!fm, 1 << (fm ? log_batch : log_features));
   const int batch = int(y.batch - b0 < 1 << log_batch ? y.batch - b0 : 1 << log_batch);
   const int rows = fm ? features : batch, columns = fm ? batch : features;
   const int64_t stride = fm ? y.stride_feature : y.stride_batch;
   T* const out = &y.at(b0, f0);
+  part += part ? b0 * y.features + f0 : 0;
   const bool together = stride % 4 == 0 && reinterpret_cast<uintptr_t>(out) % (4 * sizeof(T)) == 0;
 #pragma unroll 1
   for (int i = thread(); i < rows << log_runs; i += threads()) {
     const int r = i >> log_runs, c = (i & ((1 << log_runs) - 1)) * 4;
     if (c >= columns) continue;
     const Vector<float, 4> sums = results.four(r, c);
+    if (part != nullptr) {
+      for (int k = 0; k < 4 && c + k < columns; k++) part[r * y.features + c + k] = sums.at[k];
+      continue;
+    }
     Vector<T, 4> v;
 #pragma unroll
     for (int k = 0; k < 4; k++) {

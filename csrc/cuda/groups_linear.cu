@@ -34,24 +34,25 @@ SK_DEVICE void add_slots(WarpSums& d, const Tile<T>& a, Shared<uint32_t> metadat
   }
 }
 
-// y = activation(x W^T + bias). `runs`: W's values are the compressed operand, in whole aligned runs.
+// y = activation(x W^T + bias). `runs`: W's values are the compressed operand, in whole aligned runs. Where there are parts, a
+// block makes one of them: the sums over its share of the columns.
 template <class T, bool kSlots>
 SK_KERNEL(kMostThreads, kBlocks<T>)
-linear_tile(Groups w, const T* values, Operand<T> x, const T* bias, sk_activation activation, Matrix<T> y,
-            int64_t row_blocks, bool runs) {
+linear_tile(Groups w, const T* values, Operand<T> x, const T* bias, sk_activation activation, Matrix<T> y, float* parts,
+            int64_t row_blocks, int steps, bool runs) {
   const int down = block_down();
   const RowBlock at(w, block().x % row_blocks, down);
   if (at.rows == 0) return;
   const int64_t b0 = block().x / row_blocks * kWide;
   const int stage_bytes = kRightBytes + kLeftBytes<kSlots> * down;
-  const int steps = (w.columns + kDepth<T> - 1) / kDepth<T>;
+  const int all = (w.columns + kDepth<T> - 1) / kDepth<T>, first = int(block().y) * steps;
   WarpSums d(kAcross, at.rows, x.batch - b0);
   const auto left = [&](int stage) { return tile_at<T>(stage * stage_bytes + kRightBytes, kLogDepth<T> - kSlots); };
   const auto metadata = [&](int stage) {
     return shared_memory<uint32_t>(stage * stage_bytes + kRightBytes + kTall * 64 * down);
   };
   pipeline<kStages>(
-      steps,
+      first, all - first < steps ? all : first + steps,
       [&](int step, int stage) {
         const int c0 = step * kDepth<T>;
         if constexpr (kSlots) {
@@ -66,7 +67,7 @@ linear_tile(Groups w, const T* values, Operand<T> x, const T* bias, sk_activatio
         }
         copy_columns(w, at.tile, c0, x, stage * stage_bytes, kLogDepth<T>, b0, kLogWide);
       },
-      [&](int step, int stage) {
+      [&](int, int stage) {
         const Tile<T> right = x.tile(stage * stage_bytes, kLogDepth<T>, kLogWide);
         if constexpr (kSlots) {
           if (d.across == 0) return;
@@ -76,17 +77,37 @@ linear_tile(Groups w, const T* values, Operand<T> x, const T* bias, sk_activatio
           d.add(left(stage), false, right, !x.feature_major, kDepth<T>);
         }
       });
-  store_product(d, kLogTall + down - 1, kLogWide, y, at.row0, at.rows, b0, bias, activation);
+  store_product(d, kLogTall + down - 1, kLogWide, y, at.row0, at.rows, b0, bias, activation,
+                parts ? parts + block().y * y.batch * y.features : nullptr);
+}
+
+// A block has 2 steps' bytes of W under way, 17 KB of 2:4: 0.7 us, so that one per multiprocessor reads half as fast as memory
+// delivers. Where a grid has less than two, they divide the columns, 4 steps at least for each.
+constexpr int kEnoughBlocks = 256;
+struct Parts {
+  int count, steps;  // of each
+};
+template <class T>
+Parts parts_of(const Groups& w, int64_t batch) {
+  const int64_t all = ceil_div(w.columns, kDepth<T>), blocks = row_blocks(w) * ceil_div(batch, kWide);
+  const int64_t wanted = blocks > 0 ? ceil_div(kEnoughBlocks, blocks) : 1, most = all / 4 > 1 ? all / 4 : 1;
+  const int64_t steps = ceil_div(all, wanted < most ? wanted : most);
+  return {steps > 0 ? int(ceil_div(all, steps)) : 1, int(steps)};
 }
 
 template <bool kSlots, class T>
 const char* launch_linear(const Groups& w, const void* values, const Operand<T>& x, const void* bias,
-                          sk_activation activation, const Matrix<T>& y, Stream stream) {
+                          sk_activation activation, const sk_matrix& y, uint8_t* workspace, Stream stream) {
   const int down = tile_down(w);
+  const Parts p = parts_of<T>(w, y.batch);
   const bool runs = kSlots && w.compressed() && w.row_values % kRun<T> == 0 && aligned(values, 16);
-  const Dim grid = {unsigned(row_blocks(w) * ceil_div(y.batch, kWide)), 1, 1};
-  return launch(linear_tile<T, kSlots>, grid, 128 * down, shared_bytes<kSlots>(down), stream, w,
-                static_cast<const T*>(values), x, static_cast<const T*>(bias), activation, y, row_blocks(w), runs);
+  float* const parts = p.count > 1 ? reinterpret_cast<float*>(workspace) : nullptr;
+  const Dim grid = {unsigned(row_blocks(w) * ceil_div(y.batch, kWide)), unsigned(p.count), 1};
+  const char* const error =
+      launch(linear_tile<T, kSlots>, grid, 128 * down, shared_bytes<kSlots>(down), stream, w, static_cast<const T*>(values),
+             x, static_cast<const T*>(bias), activation, Matrix<T>(y), parts, row_blocks(w), p.steps, runs);
+  if (error != nullptr || parts == nullptr) return error;
+  return sum_parts(parts, p.count, bias, activation, y, kDtype<T>, stream);
 }
 
 template <class T>
@@ -97,14 +118,19 @@ const char* run_linear(const Groups& w, const void* values, const sk_matrix& x, 
   Operand<T> input;
   if (const char* error = operand(x, gathers(w), input, free, stream)) return error;
   if constexpr (sizeof(T) == 2)
-    if (w.metadata) return launch_linear<true>(w, values, input, bias, activation, Matrix<T>(y), stream);
-  return launch_linear<false>(w, values, input, bias, activation, Matrix<T>(y), stream);
+    if (w.metadata) return launch_linear<true>(w, values, input, bias, activation, y, free, stream);
+  return launch_linear<false>(w, values, input, bias, activation, y, free, stream);
 }
 
 }  // namespace
 
 int64_t linear_workspace(const Groups& w, const sk_matrix& x, sk_dtype dtype) {
-  return dtype == SK_FLOAT32 ? operand_bytes<float>(x, gathers(w)) : operand_bytes<bf16>(x, gathers(w));
+  const auto bytes = [&](auto zero) {
+    using T = decltype(zero);
+    const int count = parts_of<T>(w, x.batch).count;
+    return operand_bytes<T>(x, gathers(w)) + (count > 1 ? count * x.batch * w.rows * int64_t(sizeof(float)) : 0);
+  };
+  return dtype == SK_FLOAT32 ? bytes(float()) : bytes(bf16());
 }
 
 const char* linear(const Groups& w, const void* values, const sk_matrix& x, const void* bias, sk_activation activation,

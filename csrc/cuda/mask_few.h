@@ -154,18 +154,6 @@ mask_few(Mask w, const T* values, Packed<T> x, const T* bias, sk_activation acti
   }
 }
 
-// y = activation(the sum of the parts + bias), always in the same order.
-template <class T>
-SK_KERNEL(kMostThreads)
-mask_sums(const float* parts, int splits, const T* bias, sk_activation activation, Matrix<T> y) {
-  const int64_t i = int64_t(block().x) * kMostThreads + thread(), size = y.batch * y.features;
-  if (i >= size) return;
-  const int64_t row = i % y.features;
-  float total = bias ? to_float(bias[row]) : 0.0f;
-  for (int s = 0; s < splits; s++) total += parts[s * size + i];
-  y.at(i / y.features, row) = from_float<T>(activate(activation, total));
-}
-
 constexpr int kEnoughBlocks = 128;  // for the 108 to 132 multiprocessors of the GPUs that this is for
 
 // How the product is divided. Higher blocks read x less often: they have 16 rows of W for up to 4 of x, and 128 for more than 32,
@@ -213,8 +201,7 @@ const char* run_mask_few(const Mask& w, const void* values, const sk_matrix& x, 
   const char* const error = launch(mask_few<T>, {unsigned(blocks), unsigned(f.splits), 1}, kMostThreads, f.shared_bytes(),
                                    stream, w, static_cast<const T*>(values), rows, b, activation, Matrix<T>(y), f, parts);
   if (error != nullptr || parts == nullptr) return error;
-  return launch(mask_sums<T>, {unsigned(ceil_div(y.batch * y.features, kMostThreads)), 1, 1}, kMostThreads, 0, stream,
-                parts, f.splits, b, activation, Matrix<T>(y));
+  return sum_parts(parts, f.splits, bias, activation, y, kDtype<T>, stream);
 }
 
 }  // namespace sk::gpu

@@ -1,4 +1,4 @@
-// What kernels of all formats share: packing activations, and sums over the batch. Compiled once.
+// What kernels of all formats share: packing activations, sums over the batch, sums of parts. Compiled once.
 
 #include "matrix.h"
 
@@ -61,6 +61,17 @@ batch_sums(Matrix<const T> x, T* sums) {
   sums[f] = from_float<T>(sum);
 }
 
+template <class T>
+SK_KERNEL(kPackThreads)
+part_sums(const float* parts, int count, const T* bias, sk_activation activation, Matrix<T> y) {
+  const int64_t i = int64_t(block().x) * kPackThreads + thread(), size = y.batch * y.features;
+  if (i >= size) return;
+  const int64_t f = i % y.features;
+  float total = bias ? to_float(bias[f]) : 0.0f;
+  for (int k = 0; k < count; k++) total += parts[k * size + i];
+  y.at(i / y.features, f) = from_float<T>(activate(activation, total));
+}
+
 }  // namespace
 
 const char* pack_numbers(const sk_matrix& m, int element_bytes, void* to, int64_t columns, Stream stream) {
@@ -80,6 +91,15 @@ const char* sum_batch(const sk_matrix& x, sk_dtype dtype, void* sums, Stream str
     using T = decltype(zero);
     return launch(batch_sums<T>, {unsigned(ceil_div(x.features, features)), 1, 1}, kWarp * kSumWarps,
                   kWarp * kSumWarps * int(sizeof(float)), stream, Matrix<const T>(x), static_cast<T*>(sums));
+  });
+}
+
+const char* sum_parts(const float* parts, int count, const void* bias, sk_activation activation, const sk_matrix& y,
+                      sk_dtype dtype, Stream stream) {
+  return with_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    return launch(part_sums<T>, {unsigned(ceil_div(y.batch * y.features, kPackThreads)), 1, 1}, kPackThreads, 0, stream,
+                  parts, count, static_cast<const T*>(bias), activation, Matrix<T>(y));
   });
 }
 

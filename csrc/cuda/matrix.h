@@ -60,6 +60,10 @@ int64_t packed_bytes(const sk_matrix& m) {
 // matrix.cu: to [features, columns] = m in its layout, zeros past the batch; the sum over the batch of each feature.
 const char* pack_numbers(const sk_matrix& m, int element_bytes, void* to, int64_t columns, Stream stream);
 const char* sum_batch(const sk_matrix& x, sk_dtype dtype, void* sums, Stream stream);
+// y = activation(the sum of the parts + bias), always in the same order: where blocks divided the terms of a product, each
+// part [batch, features] of y.
+const char* sum_parts(const float* parts, int count, const void* bias, sk_activation activation, const sk_matrix& y,
+                      sk_dtype dtype, Stream stream);
 
 // `to` = m, in place if that can be, else in the workspace, which goes on after it.
 template <class T>

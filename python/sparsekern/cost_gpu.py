@@ -59,9 +59,11 @@ AMPERE = Gpu((125e12, 8e12, 60e12), 0.85, hbm=1.6e12, l2=3.5e12, multiprocessors
 
 SPARSE_GAIN = 1.77
 """Sparse tensor cores over dense ones: 2 in theory, this on H100 as measured by others."""
-IN_FLIGHT = 80e9
-"""Bytes per second that one block of threads has under way: 64 KB in 0.8 us. A grid of few blocks, as few
-rows of x make it, reads its weight no faster."""
+LATENCY = 0.7e-6
+"""Of a read from memory. A block of threads has two steps of 64 columns of W under way: a grid of few blocks, as
+few rows of x make it, reads its weight no faster."""
+ENOUGH_BLOCKS = 256
+"""Of N:M and V:N:M: where there are fewer, blocks divide the columns, 256 at least for each."""
 FEW = 32
 """Rows of x up to which CSR runs on ``csr_few.h``."""
 SECOND_KERNEL = 1.5e-6
@@ -127,7 +129,7 @@ def native_seconds(facts: Facts, product: str, batch: int, dtype: torch.dtype, g
         )
         if min(height, width) < 16 or not fast:
             tensor = 0.5 * gpu.dense[1]  # bsr_simple.h, in 16 bits too
-        share, tall = density, height
+        share, tall, step = density, height, 64 * element
         # A number of x in shared memory is used `height` times; g, for gradients of the values, 128 times.
         again = size * density * batch * element * (1 / height + (product == "backward_weight") / 128)
     else:
@@ -136,15 +138,20 @@ def native_seconds(facts: Facts, product: str, batch: int, dtype: torch.dtype, g
         width = 4 if facts.format == "vnm" else m
         tall = min(facts.options["v"], 128) if facts.format == "vnm" else 128
         share, again = chosen, size * chosen * batch * element / tall
+        step = 64 * n / width * (element + 0.25)
         if product == "forward" and fast and ((n <= 2 and width % 4 == 0) or (n, width) == (1, 2)):
             tensor *= SPARSE_GAIN
         elif product != "backward_weight":
             tensor *= 0.8  # W is expanded in shared memory on the way
         if product == "backward_input":  # W's columns are multiplied as they stand
             share, tall, again = 1.0, 128, size * batch * element / 128
-    blocks = math.ceil(rows / tall) * math.ceil(batch / 128)
-    hbm = gpu.hbm if product == "backward_weight" else min(gpu.hbm, blocks * IN_FLIGHT)
-    return float(max(size * share * _padded(batch) / tensor, again / gpu.l2, moved / hbm))
+    blocks, parts = math.ceil(rows / tall) * math.ceil(batch / 128), 1
+    if facts.format != "bsr" and product == "forward":
+        parts = max(1, min(math.ceil(ENOUGH_BLOCKS / max(blocks, 1)), int(columns * share) // 256))
+    reading = blocks * parts * 2 * tall * step / LATENCY
+    hbm = gpu.hbm if product == "backward_weight" else min(gpu.hbm, reading)
+    whole = max(size * share * _padded(batch) / tensor, again / gpu.l2, moved / hbm if moved else 0.0)
+    return float(whole) + (SECOND_KERNEL if parts > 1 else 0.0)
 
 
 def _csr(facts: Facts, product: str, batch: int, element: int, through: float, gpu: Gpu) -> float:
