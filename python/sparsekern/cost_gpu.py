@@ -60,8 +60,8 @@ AMPERE = Gpu((125e12, 8e12, 60e12), 0.85, hbm=1.6e12, l2=3.5e12, multiprocessors
 SPARSE_GAIN = 1.77
 """Sparse tensor cores over dense ones: 2 in theory, this on H100 as measured by others."""
 LATENCY = 0.7e-6
-"""Of a read from memory. A block of threads has two steps of 64 columns of W under way: a grid of few blocks, as
-few rows of x make it, reads its weight no faster."""
+"""Of a read from memory. A block of threads has two steps of 64 columns of W under way: a grid of few blocks,
+as few rows of x make it, reads its weight no faster."""
 ENOUGH_BLOCKS = 256
 """Of N:M and V:N:M: where there are fewer, blocks divide the columns, 256 at least for each."""
 FEW = 32
