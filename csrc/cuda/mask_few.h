@@ -5,13 +5,13 @@
 // neighbours each, not as the tensor core's fragments do: a lane's values are then a run in memory, which begins where a popcount of
 // the bits before says, and it takes one after the other.
 //
-// What bounds it, 4096 x 4096 on an H200, whose bytes of W take 2.2 us at 80 % sparsity and 1.4 at 90 %: per weight a load of 2 bytes
-// from shared memory, of those lanes whose bit is set, which meet in its banks: 1.4 cycles for 32 weights at 80 %, 1.1 at 90 %, 2.3
-// at 50 %, so 3.8, 3.1 and 5.8 us with x. And 5 instructions, 2.8 us: this load, an increment, half a zero and half a merge, and 2
-// for bits, x, multiplies and copies. A tile of W in shared memory that values are scattered into costs more: to write its zeros and to
-// read it back takes 4000 cycles of 128 bytes per multiprocessor, 2.3 us, and stores that meet in banks 0.8 at 90 %, 1.6 at 80 %,
-// beside a loop over bits that lanes leave at different times. From 32 rows of x on the reading of x bounds it, 4 cycles per 512
-// weights and 8 rows.
+// What bounds it, 4096 x 4096 on an H200, whose bytes of W take 2.2 us at 80 % sparsity and 1.4 at 90 %: instructions. 5 per weight
+// for its load, an increment, half a zero and half a merge, and its bit; as many for copies of bits, values and x and their addresses,
+// 8.8 to 10.6 as ptxas makes them for sm_90: 5.0 to 6.0 us. Then loads of 2 bytes from shared memory, of those lanes whose bit is
+// set, which meet in its banks: 1.4 cycles for 32 weights at 80 %, 1.1 at 90 %, 2.3 at 50 %, so 3.8, 3.1 and 5.8 us with x. A tile of
+// W in shared memory that values are scattered into costs more: to write its zeros and to read it back takes 4000 cycles of 128
+// bytes per multiprocessor, 2.3 us, and stores that meet in banks 0.8 at 90 %, 1.6 at 80 %, beside a loop over bits that lanes leave
+// at different times. From 32 rows of x on the reading of x bounds it, 4 cycles per 512 weights and 8 rows.
 //
 // Bits and x come by steps of 128 columns, x for all warps that share its columns.
 #pragma once
@@ -106,8 +106,8 @@ mask_few(Mask w, const T* values, Packed<T> x, const T* bias, sk_activation acti
         const Vector<uint32_t, 4> above = bits(stage).template load<Vector<uint32_t, 4>>(lane() / 4 * 4);
         const Vector<uint32_t, 4> below = bits(stage).template load<Vector<uint32_t, 4>>(lane() / 4 * 4 + 32);
         Shared<T> p = upper.begin(above), q = lower.begin(below);
-        uint32_t upper_bits = bits(stage).load(lane() / 4 * 4 + lane() % 4);
-        uint32_t lower_bits = bits(stage).load(lane() / 4 * 4 + lane() % 4 + 32);
+        uint32_t upper_bits = bits(stage).load(lane());
+        uint32_t lower_bits = bits(stage).load(lane() + 32);
         Shared<T> run = input(stage).at(0, lane() / 4, lane() % 4);
 #pragma unroll 1
         for (int i = 0; i < kMaskStep / 64; i++) {

@@ -151,7 +151,7 @@ def native_seconds(facts: Facts, product: str, batch: int, dtype: torch.dtype, g
     reading = blocks * parts * 2 * tall * step / LATENCY
     hbm = gpu.hbm if product == "backward_weight" else min(gpu.hbm, reading)
     whole = max(size * share * _padded(batch) / tensor, again / gpu.l2, moved / hbm if moved else 0.0)
-    return float(whole) + (SECOND_KERNEL if parts > 1 else 0.0)
+    return float(whole) + _adding(parts, batch * rows, gpu)
 
 
 def _csr(facts: Facts, product: str, batch: int, element: int, through: float, gpu: Gpu) -> float:
@@ -179,22 +179,28 @@ def masked_seconds(facts: Facts, product: str, batch: int, dtype: torch.dtype, g
     weight, through = facts.values * element + size * 1.25 / 8, batch * (rows + columns) * element
     if product == "backward_weight":
         # mask_weight.h: 128 x 128 of a dense product, whose sums pass shared memory, 1/16 cycle per weight,
-        # and are picked by 73 instructions per 128 of them, 4 at a time.
+        # and are picked by 85 instructions per 128 of them, 4 at a time.
         multiplies = size * -(-batch // 64) * 64 / (gpu.mma * gpu.dense[0])
         again = size * batch * element * 2 / 128
-        return max(multiplies + size * 0.2 / gpu.cycles, again / gpu.l2, (weight + through) / gpu.hbm)
-    # mask_few.h, 64 rows of x at a time. Per weight 5 instructions, of which 4 warps issue one in a cycle,
-    # and 0.3 more for each 8 rows of x after the first; or a load from shared memory, of 1.1 cycles at a
-    # density of 10 % and 2.3 at 50 %, as lanes meet in its banks, beside 4 for 512 weights and 8 rows of x. x
-    # comes again per block of rows.
+        return max(multiplies + size * 0.23 / gpu.cycles, again / gpu.l2, (weight + through) / gpu.hbm)
+    # mask_few.h, 64 rows of x at a time. Per weight some 10 instructions (8.8 to 10.6, as ptxas made them for
+    # sm_90), of which 4 warps issue one in a cycle, and 0.3 more for each 8 rows of x after the first; or a
+    # load from shared memory, of 1.1 cycles at a density of 10 % and 2.3 at 50 %, as lanes meet in its banks,
+    # beside 4 for 512 weights and 8 rows of x. x comes again per block of rows.
     passes, tiles = -(-batch // 64), -(-min(batch, 64) // 8)
     height = next((16 * h for h, most in ((1, 4), (2, 16), (4, 32)) if batch <= most), 128)
-    issued, loads = (4.7 + 0.3 * tiles) / 128, (0.85 + 2.9 * facts.values / max(size, 1)) / 32 + tiles / 128
+    issued, loads = (9.7 + 0.3 * tiles) / 128, (0.85 + 2.9 * facts.values / max(size, 1)) / 32 + tiles / 128
     expanding = passes * size * max(issued, loads) / gpu.cycles
     multiplies = passes * size * 8 * tiles / (gpu.mma * gpu.dense[0])
     again = size * batch * element / height + (passes - 1) * weight
     whole = max(expanding, multiplies, again / gpu.l2, (weight + through) / gpu.hbm)
-    return whole + (SECOND_KERNEL if -(-rows // height) * passes < 128 else 0.0)
+    blocks = max(-(-rows // height) * passes, 1)
+    return whole + _adding(-(-128 // blocks), batch * rows, gpu)
+
+
+def _adding(parts: int, numbers: int, gpu: Gpu) -> float:
+    """Of a second kernel that adds up float32 parts of y, which pass L2 twice."""
+    return SECOND_KERNEL + 2 * parts * numbers * 4 / gpu.l2 if parts > 1 else 0.0
 
 
 def _padded(batch: int) -> int:
@@ -240,7 +246,9 @@ def predict(
         return sum(times) + sum(copies) * copy
 
     def handicapped(plan: Plan) -> float:
-        return seconds_of(plan) / (MARGIN if plan == NATIVE or By.MASK in plan else 1.0)
+        if By.MASK in plan:  # which is made and kept
+            return seconds_of(plan) / MARGIN**2
+        return seconds_of(plan) / (MARGIN if plan == NATIVE else 1.0)
 
     if plan is None:
         plan = min(_plans(need_x, need_values, masked and math.isfinite(along[0])), key=handicapped)

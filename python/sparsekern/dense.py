@@ -22,6 +22,7 @@ too: replays see the values of their time.
 from __future__ import annotations
 
 import enum
+import functools
 import threading
 import weakref
 from typing import Any, NamedTuple
@@ -231,8 +232,19 @@ def has_mask(pattern: Pattern) -> bool:
 
 def has_mask_on_gpu(pattern: Pattern, capturing: bool) -> bool:
     """Whether a GPU has products along this pattern's bit mask, which no graph that is captured makes."""
-    found = not isinstance(pattern, BSR) and has_kernel("mask_linear", pattern.device.type)
-    return found and (not capturing or "mask" in pattern.memo)
+    if isinstance(pattern, BSR) or not has_kernel("mask_linear", pattern.device.type):
+        return False
+    return mask_fits(pattern.device) and (not capturing or "mask" in pattern.memo)
+
+
+@functools.cache
+def mask_fits(device: torch.device) -> bool:
+    """Whether a block of this GPU may have the 110 KB of shared memory that products along a mask take.
+
+    Those of compute capability 8.6, 8.9 and 12.0 may have 99.
+    """
+    properties: Any = torch.cuda.get_device_properties(device)  # torch's stubs lack what is asked for
+    return int(properties.shared_memory_per_block_optin) >= 110 << 10
 
 
 def mask_operands(pattern: Pattern) -> tuple[Tensor, Tensor]:
@@ -245,6 +257,12 @@ def mask_operands(pattern: Pattern) -> tuple[Tensor, Tensor]:
         else:
             found = mask.mask_on_gpu(pattern.shape, pattern.flat_index().view(-1))
         pattern.memo["mask"] = found
+        if on_gpu(found[0]):
+            pattern.memo["mask made"] = _stream(found[0]), _event(found[0])
+    elif on_gpu(found[0]) and not capturing(found[0]):  # a capture begins when all streams are done
+        stream, made = pattern.memo["mask made"]
+        if stream != _stream(found[0]):
+            _wait(found[0], made)
     return found
 
 
@@ -309,6 +327,15 @@ def capturing(tensor: Tensor) -> bool:
 def _stream(tensor: Tensor) -> int | None:
     """The stream that runs what is done with this tensor; None on a CPU."""
     return torch.cuda.current_stream(tensor.device).cuda_stream if on_gpu(tensor) else None
+
+
+def _event(tensor: Tensor) -> Any:
+    """When the stream that runs what is done with this tensor now will have done what it was given."""
+    return torch.cuda.current_stream(tensor.device).record_event()
+
+
+def _wait(tensor: Tensor, event: Any) -> None:
+    torch.cuda.current_stream(tensor.device).wait_event(event)
 
 
 def _weight(values: Tensor, pattern: Pattern, dtype: torch.dtype) -> Tensor:

@@ -22,15 +22,15 @@ typedef struct {
   const int32_t* starts; /* rows * spans + 1: how many values stand before each span; at last nnz */
 } sk_mask_cuda;
 
-/* As sk_csr_linear_cuda, for bfloat16 and float16: float32 would have to be cut to the 10 bits of TF32. Any batch, 64 rows of x
- * at a time. */
+/* As sk_csr_linear_cuda, for bfloat16 and float16: float32 would have to be cut to the 10 bits of TF32. Any batch >= 1,
+ * 64 rows of x at a time. */
 int64_t sk_mask_linear_cuda_workspace(const sk_mask_cuda* w, const sk_matrix* x, sk_dtype dtype);
 const char* sk_mask_linear_cuda(const sk_mask_cuda* w, const void* values, const sk_matrix* x, const void* bias,
                                 sk_activation activation, const sk_matrix* y, void* workspace, sk_dtype dtype,
                                 void* stream);
 
-/* grad_values and grad_bias of sk_csr_linear_backward_cuda, for bfloat16 and float16. There is no grad_x: a dense product with W
- * in memory, or CSR's own kernel, is the faster one everywhere. */
+/* grad_values and grad_bias of sk_csr_linear_backward_cuda, for bfloat16 and float16. There is no grad_x: by
+ * arithmetic a dense product with W in memory, or CSR's own kernel, is the faster one. */
 int64_t sk_mask_linear_backward_cuda_workspace(const sk_mask_cuda* w, const sk_matrix* grad, const sk_matrix* x,
                                                sk_dtype dtype);
 const char* sk_mask_linear_backward_cuda(const sk_mask_cuda* w, const sk_matrix* grad, const sk_matrix* x,

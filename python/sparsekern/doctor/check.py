@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import ops
 from .._library import LOAD_ERROR, has_kernel
-from ..dense import mask_operands
+from ..dense import mask_fits, mask_operands
 from ..formats import NM, Pattern, parse_format
 from ..formats.products import ACTIVATIONS
 from ..tolerance import Exact, as_tuple
@@ -71,6 +71,8 @@ def unavailable(device: str, format: str, product: str, dtype: torch.dtype) -> s
         return f"the library has no {kind} kernel of {op}"
     if product in MASKED and kind == "cuda" and dtype == torch.float32:
         return "products along a mask take torch.bfloat16 or torch.float16 there"
+    if product in MASKED and kind == "cuda" and not mask_fits(torch.device(device)):
+        return "products along a mask take 110 KB of shared memory for a block of threads"
     if product in ("scatter", "gather"):
         return None  # they move bytes, of any dtype here
     with torch.no_grad():

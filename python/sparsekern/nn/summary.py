@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from .. import cost, cost_gpu, ops
-from ..dense import DENSE, NATIVE, kept_bytes
+from ..dense import DENSE, NATIVE, has_mask_on_gpu, kept_bytes
 from .linear import SparseLinear
 
 
@@ -129,9 +129,9 @@ def _what_runs(layer: SparseLinear, batch: int) -> tuple[str, float | None, str 
     if kind == "cpu":
         predicted = cost.predict(pattern, batch, dtype, plan=asked)
     else:
-        predicted = cost_gpu.predict(
-            cost_gpu.Facts.of(pattern), batch, dtype, cost_gpu.of_device(pattern.device), plan=asked
-        )
+        facts, gpu = cost_gpu.Facts.of(pattern), cost_gpu.of_device(pattern.device)
+        masked = has_mask_on_gpu(pattern, capturing=False)
+        predicted = cost_gpu.predict(facts, batch, dtype, gpu, plan=asked, masked=masked)
     plan, speedup = predicted.plan, predicted.dense / predicted.seconds
     if backend != "auto" or plan == NATIVE:
         return "native" if plan == NATIVE else backend, speedup, None
