@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from cases import random_pattern
-from sparsekern import cost, cost_gpu, dense
+from sparsekern import copies, cost, cost_gpu, dense
 from sparsekern.cost_gpu import AMPERE, HOPPER, Facts
 from sparsekern.dense import DENSE, NATIVE, By, Plan
 from sparsekern.formats import parse_format
@@ -147,8 +147,8 @@ def test_compiled_graphs_choose_as_the_arithmetic_does(format: str) -> None:
 
 
 def test_graphs_use_no_mask_that_they_would_make(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dense, "has_kernel", lambda op, device: True)
-    monkeypatch.setattr(dense, "mask_fits", lambda device: True)
+    monkeypatch.setattr(copies, "has_kernel", lambda op, device: True)
+    monkeypatch.setattr(copies, "mask_fits", lambda device: True)
     monkeypatch.setattr(cost_gpu, "of_device", lambda device: HOPPER)
     pattern = random_pattern("csr", (2048, 2048), 0.3)
 
@@ -157,7 +157,7 @@ def test_graphs_use_no_mask_that_they_would_make(monkeypatch: pytest.MonkeyPatch
 
     assert chosen(True) == MASK
     assert chosen(False).forward is not By.MASK
-    dense.mask_operands(pattern)
+    copies.mask_operands(pattern)
     assert chosen(False) == MASK
 
 
@@ -165,25 +165,25 @@ def test_graphs_use_no_mask_that_they_would_make(monkeypatch: pytest.MonkeyPatch
 def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """CPU tensors go the way of a GPU's; what its runtime would say."""
     says = {"stream": 7, "capturing": False}
-    monkeypatch.setattr(dense, "on_gpu", lambda tensor: True)
-    monkeypatch.setattr(dense, "capturing", lambda tensor: says["capturing"])
-    monkeypatch.setattr(dense, "_stream", lambda tensor: says["stream"])
-    monkeypatch.setattr(dense, "has_mask", lambda pattern: False)
-    monkeypatch.setattr(dense, "_event", lambda tensor: f"event of {says['stream']}")
-    monkeypatch.setattr(dense, "_wait", lambda tensor, event: says["waited"].append(event))
+    monkeypatch.setattr(copies, "on_gpu", lambda tensor: True)
+    monkeypatch.setattr(copies, "capturing", lambda tensor: says["capturing"])
+    monkeypatch.setattr(copies, "_stream", lambda tensor: says["stream"])
+    monkeypatch.setattr(copies, "has_mask", lambda pattern: False)
+    monkeypatch.setattr(copies, "_event", lambda tensor: f"event of {says['stream']}")
+    monkeypatch.setattr(copies, "_wait", lambda tensor, event: says["waited"].append(event))
     return says
 
 
 def test_other_streams_wait_for_a_mask(gpu: dict[str, Any]) -> None:
     pattern, gpu["waited"] = random_pattern("csr", (30, 20), 0.3), []
-    made = dense.mask_operands(pattern)
-    assert dense.mask_operands(pattern) is made
+    made = copies.mask_operands(pattern)
+    assert copies.mask_operands(pattern) is made
     assert gpu["waited"] == []
     gpu["stream"] = 8
-    assert dense.mask_operands(pattern) is made
+    assert copies.mask_operands(pattern) is made
     assert gpu["waited"] == ["event of 7"]
     gpu["capturing"] = True
-    assert dense.mask_operands(pattern) is made
+    assert copies.mask_operands(pattern) is made
     assert gpu["waited"] == ["event of 7"]
 
 
@@ -192,16 +192,16 @@ def test_no_mask_where_a_block_has_no_room(monkeypatch: pytest.MonkeyPatch) -> N
         shared_memory_per_block_optin = 99 << 10
 
     pattern = random_pattern("csr", (30, 20), 0.3)
-    monkeypatch.setattr(dense, "has_kernel", lambda op, device: True)
+    monkeypatch.setattr(copies, "has_kernel", lambda op, device: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
     try:
-        dense.mask_fits.cache_clear()
-        assert not dense.has_mask_on_gpu(pattern, capturing=False)
+        copies.mask_fits.cache_clear()
+        assert not copies.has_mask_on_gpu(pattern, capturing=False)
         Properties.shared_memory_per_block_optin = 227 << 10
-        dense.mask_fits.cache_clear()
-        assert dense.has_mask_on_gpu(pattern, capturing=False)
+        copies.mask_fits.cache_clear()
+        assert copies.has_mask_on_gpu(pattern, capturing=False)
     finally:
-        dense.mask_fits.cache_clear()
+        copies.mask_fits.cache_clear()
 
 
 def test_nothing_waits_for_the_gpu(gpu: dict[str, Any]) -> None:

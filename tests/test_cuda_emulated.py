@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import LAYOUTS, MEDIUM_SHAPES, SMALL_SHAPES, Case, cases, check_products, op, random_pattern
-from sparsekern import CSR, Pattern, dense
+from sparsekern import CSR, Pattern, copies, dense
 from sparsekern.formats.csr import Transposed
 from sparsekern.formats.mask import mask_on_gpu
 from sparsekern.formats.metadata import Metadata
@@ -333,8 +333,8 @@ def test_a_step_along_a_mask(format: str, bias: bool, monkeypatch: pytest.Monkey
     with torch.no_grad():
         fused = dense.planned_linear(x, values, b, pattern, plan, "relu")
     assert torch.equal(fused, y.relu())
-    bits, starts = dense.mask_operands(pattern)
-    assert dense.kept_bytes(pattern) == bits.nbytes + starts.nbytes
+    bits, starts = copies.mask_operands(pattern)
+    assert copies.kept_bytes(pattern) == bits.nbytes + starts.nbytes
 
 
 def test_what_masks_do_not_take() -> None:

@@ -9,7 +9,7 @@ import pytest
 import sparsekern as sk
 import torch
 from cases import DTYPES, LAYOUTS, MASKS, op, random_pattern, where
-from sparsekern import dense
+from sparsekern import copies, dense
 from sparsekern.formats import parse_format
 from tolerance import assert_product
 from torch.utils.checkpoint import checkpoint
@@ -136,8 +136,8 @@ def test_scatter_and_gather(format):
         pattern, values = make(format, shape)
         values = pattern.zero_padding_(values.detach())
         again = pattern.zero_padding_(torch.randn_like(values))
-        assert torch.equal(dense.scatter(again, pattern, None), pattern.scatter(again))
-        assert torch.equal(dense.gather(pattern.scatter(again), pattern), again)
+        assert torch.equal(copies.scatter(again, pattern, None), pattern.scatter(again))
+        assert torch.equal(copies.gather(pattern.scatter(again), pattern), again)
         dense_weight = op(pattern, "scatter")(values, *where(pattern))
         assert torch.equal(dense_weight, pattern.scatter(values))
         other = torch.randn(shape)
@@ -146,14 +146,14 @@ def test_scatter_and_gather(format):
 
 def copy_of(values, pattern, dtype=torch.float32, whole=False):
     if whole:
-        return dense._leased_weight(values, pattern, dtype)[0]
-    return dense._weight(values, pattern, dtype)
+        return copies.leased_weight_of(values, pattern, dtype)[0]
+    return copies.weight_of(values, pattern, dtype)
 
 
 def count_scatters(monkeypatch):
     """A list that grows with each time that W is made."""
-    made, expand = [], dense.scatter
-    monkeypatch.setattr(dense, "scatter", lambda *args: (made.append(1), expand(*args))[1])
+    made, expand = [], copies.scatter
+    monkeypatch.setattr(copies, "scatter", lambda *args: (made.append(1), expand(*args))[1])
     return made
 
 
@@ -171,7 +171,7 @@ def test_the_copy_is_kept_while_values_stay(format, whole, monkeypatch):
     assert copy_of(values.detach(), pattern, whole=whole) is copy  # another tensor, the same memory
     assert not scatters
     bits = 0 if format.startswith("bsr") else 100 * 9  # of 70 columns
-    assert dense.kept_bytes(pattern) == copy.nbytes + bits
+    assert copies.kept_bytes(pattern) == copy.nbytes + bits
     with torch.no_grad():
         values.mul_(2.0)
     assert torch.equal(copy_of(values, pattern, whole=whole), pattern.scatter(values))

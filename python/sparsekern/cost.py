@@ -23,7 +23,8 @@ import platformdirs
 import torch
 
 from ._library import LOAD_ERROR
-from .dense import DENSE, MASK, NATIVE, By, Plan, has_mask, is_dense
+from .copies import has_mask, is_dense
+from .dense import DENSE, MASK, NATIVE, By, Plan
 from .formats import Pattern
 
 VERSION = 2

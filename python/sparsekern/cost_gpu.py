@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
+from .copies import has_mask_on_gpu
 from .cost import MARGIN, Prediction, remembered_at
-from .dense import NATIVE, By, Plan, has_mask_on_gpu
+from .dense import NATIVE, By, Plan
 from .formats import Pattern
 
 

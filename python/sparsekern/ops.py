@@ -11,7 +11,8 @@ from torch.autograd import forward_ad
 
 from . import cost, cost_gpu
 from ._library import LOAD_ERROR, has_kernel
-from .dense import DENSE, NATIVE, By, Plan, Ready, capturing, planned_linear, scattered_linear
+from .copies import Ready, capturing
+from .dense import DENSE, NATIVE, By, Plan, planned_linear, scattered_linear
 from .formats import Pattern
 from .formats.products import ACTIVATIONS, PRODUCTS
 

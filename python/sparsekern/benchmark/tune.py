@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from .. import cost, ops
-from ..dense import MASK, gather, mask_operands, scatter
+from ..copies import gather, mask_operands, scatter
+from ..dense import MASK
 from ..formats import CSR, mask, parse_format
 from ..formats.products import PRODUCTS
 from .progress import progress

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import ops
 from .._library import LOAD_ERROR, has_kernel
-from ..dense import mask_fits, mask_operands
+from ..copies import mask_fits, mask_operands
 from ..formats import NM, Pattern, parse_format
 from ..formats.products import ACTIVATIONS
 from ..tolerance import Exact, as_tuple

@@ -16,8 +16,8 @@ of each row begin.
 On GPUs there are the products alone, in bfloat16 and float16, and no gradient of x. Their rows are padded to
 whole spans of 128 columns: bits ``[out, ⌈in / 128⌉ · 16]``, row_ptr ``[out · ⌈in / 128⌉ + 1]``, how many
 values stand before each span, the total at last. That is 1.25 bits per weight. To scatter and gather along
-bits would save the difference to CSR's 4 bytes per value: at a density of 50 % 37 % of the bytes, at 20 % 21,
-of what is a thirtieth of a training step there.
+bits would save the difference to CSR's 4 bytes per value: at a density of 50 % 37 % of the bytes, at 20 % 20,
+of what is a fifteenth of a training step there.
 """
 
 from __future__ import annotations

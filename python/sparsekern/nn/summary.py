@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from .. import cost, cost_gpu, ops
-from ..dense import DENSE, NATIVE, has_mask_on_gpu, kept_bytes
+from ..copies import has_mask_on_gpu, kept_bytes
+from ..dense import DENSE, NATIVE
 from .linear import SparseLinear
 
 
