@@ -13,12 +13,15 @@ CXX_FILES := $(shell find csrc -type f)
 # For setup.py, which runs the pinned cmake and ninja.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help build demo test bench lint format wheel clean distclean
+.PHONY: help build cutlass demo test bench lint format wheel clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: build/editable.stamp ## compile the kernels and install the package in editable mode
+
+cutlass: $(VENV)/pip.stamp ## CUTLASS's headers, before a build with CUDA: 2:4 on Hopper, for some minutes more
+	$(BIN)/pip install --no-deps $(PIP_ARGS) --group cutlass
 
 demo: build ## train a network dense and sparse, and compare
 	$(BIN)/python examples/train_vision.py $(ARGS)

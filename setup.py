@@ -1,7 +1,8 @@
 """Builds the compiled parts with CMake; everything else is in pyproject.toml.
 
 Environment: SPARSEKERN_CUDA=auto|on|off, TORCH_CUDA_ARCH_LIST, SPARSEKERN_TORCH_DIR (torch's package folder,
-if not the installed one), CXX, CUDACXX, CMAKE_ARGS, CMAKE_BUILD_PARALLEL_LEVEL.
+if not the installed one), SPARSEKERN_CUTLASS_DIR (CUTLASS's include folder, if not that of an installed
+nvidia-cutlass), CXX, CUDACXX, CMAKE_ARGS, CMAKE_BUILD_PARALLEL_LEVEL.
 """
 
 from __future__ import annotations
@@ -34,6 +35,16 @@ def find_torch() -> Path | None:
     return next((c for c in candidates if (c / "include/torch/csrc/stable/library.h").exists()), None)
 
 
+def find_cutlass() -> Path | None:
+    """CUTLASS's include folder, which only one of the CUDA kernels needs: what nvidia-cutlass installs."""
+    if folder := os.environ.get("SPARSEKERN_CUTLASS_DIR"):
+        return Path(folder)
+    candidates = [
+        Path(sysconfig.get_path(name), "cutlass_library/source/include") for name in ("platlib", "purelib")
+    ]
+    return next((c for c in candidates if c.exists()), None)
+
+
 class CMakeBuild(build_ext):
     """One CMake run builds libsparsekern.so and, in editable installs, the developer module ``_native``."""
 
@@ -60,6 +71,7 @@ class CMakeBuild(build_ext):
             "CMAKE_INSTALL_PREFIX": package,
             "CMAKE_MAKE_PROGRAM": ninja,  # the last build's may be gone with its isolated environment
             "SPARSEKERN_TORCH": torch,
+            "SPARSEKERN_CUTLASS": find_cutlass() or "",
             "SPARSEKERN_CUDA": os.environ.get("SPARSEKERN_CUDA") or "auto",
             "SPARSEKERN_NATIVE": "ON" if native else "OFF",
         }

@@ -18,6 +18,8 @@ from sparsekern._library import LIBRARY
 
 TABLE = Path(__file__).parents[1] / "docs/cuda_kernels.md"
 ARCHS = ("sm_80", "sm_90")
+HOPPER = "sm_90a"
+"""Hopper with what no other GPU has: for one kernel, ``nm_hopper``, where CUTLASS was there to build it."""
 REGISTERS = 65536  # of a multiprocessor
 
 LAUNCH = {
@@ -40,6 +42,7 @@ LAUNCH = {
     "mask_few": (256, 110),
     "part_sums": (256, 0),
     "mask_weight": (256, 96),
+    "nm_hopper": (384, 182),
 }
 """Threads of a block and KB of shared memory that it asks for, at most, by kernel."""
 
@@ -60,6 +63,8 @@ INSTRUCTIONS = {
     "backward_weight_tile<bf16>": ("HMMA.16816.F32", "LDSM.16.MT88.4", "LDGSTS.E.BYPASS.128"),
 }
 """What instructions in the code of a kernel must begin with, for every type where none is named."""
+HOPPER_INSTRUCTIONS = {"nm_hopper": ("HGMMA.SP.64x256x32.F32", "UTMALDG.3D.MULTICAST", "UTMASTG.3D")}
+"""The same for :data:`HOPPER`."""
 
 
 def tool(name: str) -> str | None:
@@ -78,6 +83,8 @@ def cuobjdump(*arguments: str) -> str:
 
 def kernel(symbol: str) -> str:
     """``"few<bf16, 8>"`` for a mangled name; ``"csr gather<...>"`` where others have one."""
+    if "cutlass" in symbol:  # which names its kernel by all of its types
+        return f"nm_hopper<{'bf16' if 'bfloat16_t' in symbol else 'fp16'}>"
     name = subprocess.run(["c++filt", symbol], capture_output=True, text=True, check=True).stdout
     for noise in ("(anonymous namespace)::", "sk::gpu::", "groups::", "void "):
         name = name.replace(noise, "")
@@ -93,12 +100,12 @@ def base(name: str) -> str:
 
 
 def resources() -> dict[str, dict[str, dict[str, int]]]:
-    """By kernel and architecture: ``{"REG": 114, "STACK": 0, "LOCAL": 0, ...}``; the largest of each."""
+    """By kernel and :data:`ARCHS`: ``{"REG": 114, "STACK": 0, "LOCAL": 0, ...}``; the largest of each."""
     found: dict[str, dict[str, dict[str, int]]] = defaultdict(dict)
     arch = symbol = ""
     for line in cuobjdump("--dump-resource-usage").splitlines():
         if match := re.match(r"arch = (\w+)", line):
-            arch = match[1]
+            arch = match[1].replace(HOPPER, "sm_90")
         elif match := re.match(r" Function (\w+):", line):
             symbol = match[1]
         elif symbol and line.startswith("  REG"):
@@ -153,15 +160,16 @@ def table() -> str:
         "",
         f"Compiled by nvcc {compiler()}, read from the library by `python tests/cuda_report.py`.",
         "No kernel spills or has local memory. Shared memory is what a block asks for at most; blocks are",
-        "how many a multiprocessor holds at once. Not yet measured on a GPU.",
+        "how many a multiprocessor holds at once. Not yet measured on a GPU. `nm_hopper` is CUTLASS's, for",
+        "sm_90a alone, and there where nvidia-cutlass was installed when the library was built.",
         "",
         f"| {' | '.join(columns)} |",
         "|---" * len(columns) + "|",
     ]
     for name, used in sorted(resources().items()):
-        registers = [used[arch]["REG"] for arch in ARCHS]
-        held = [blocks(name, arch, count) for arch, count in zip(ARCHS, registers, strict=True)]
-        cells = [f"`{name}`", *LAUNCH[base(name)], *registers, *held]
+        registers = [used[arch]["REG"] if arch in used else None for arch in ARCHS]
+        held = [count and blocks(name, arch, count) for arch, count in zip(ARCHS, registers, strict=True)]
+        cells = [f"`{name}`", *LAUNCH[base(name)], *(count or "-" for count in (*registers, *held))]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 

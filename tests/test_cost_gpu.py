@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from cases import random_pattern
 from sparsekern import copies, cost, cost_gpu, dense
-from sparsekern.cost_gpu import AMPERE, HOPPER, Facts
+from sparsekern.cost_gpu import AMPERE, HOPPER, Facts, Gpu
 from sparsekern.dense import DENSE, NATIVE, By, Plan
 from sparsekern.formats import parse_format
 from test_pattern_transfers import Waits
@@ -74,6 +75,31 @@ def test_no_plan_is_slower_than_dense_and_its_copies(format: str, gpu: str) -> N
                 if not (need_x or need_values):
                     assert made.plan in (NATIVE, DENSE, MASK)
                     assert whole.seconds == whole.dense  # the copy of W is kept
+
+
+def test_cutlass_runs_2_of_4_on_hopper() -> None:
+    """Where tiles fill half of the GPU, rows are whole 16 bytes, and the library has it."""
+    without = replace(HOPPER, cutlass=0.0)
+
+    def forward(
+        spec: str, batch: int, shape: tuple[int, int], gpu: Gpu = HOPPER, dtype=torch.bfloat16
+    ) -> float:
+        return cost_gpu.native_seconds(facts(spec, shape=shape), "forward", batch, dtype, gpu)
+
+    large = (4096, 4096)
+    dense_time = cost_gpu.dense_seconds(large, 4096, torch.bfloat16, HOPPER)
+    for spec in ("2:4", "1:2"):
+        assert forward(spec, 4096, large) < dense_time < forward(spec, 4096, large, without)
+        assert cost_gpu.predict(facts(spec), 4096, torch.float16, HOPPER, False, False).plan == NATIVE
+    for spec, batch, shape, dtype in (
+        ("2:4", 256, large, torch.bfloat16),
+        ("2:4", 4096, (4100, 4096), torch.bfloat16),
+        ("2:4", 4096, (4096, 4104), torch.bfloat16),
+        ("2:4", 4096, large, torch.float32),
+        ("1:4", 4096, large, torch.bfloat16),
+        ("64:2:8", 4096, large, torch.bfloat16),
+    ):
+        assert forward(spec, batch, shape, HOPPER, dtype) == forward(spec, batch, shape, without, dtype)
 
 
 def test_products_are_chosen_one_by_one() -> None:

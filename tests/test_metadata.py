@@ -12,7 +12,7 @@ from cases import random_pattern
 from sparsekern import NM, VNM
 from sparsekern.formats.metadata import Metadata
 
-REFERENCE = Path(__file__).parent / "reference/sparse_metadata.json"
+REFERENCE = Path(__file__).parent / "reference"
 
 
 def test_it_is_ordered_as_cutlass_orders_it() -> None:
@@ -20,14 +20,27 @@ def test_it_is_ordered_as_cutlass_orders_it() -> None:
 
     It pairs two blocks of 16 rows in a register where this library pairs two of 32 columns.
     """
-    reference = json.loads(REFERENCE.read_text())
+    reference = json.loads((REFERENCE / "sparse_metadata.json").read_text())
     rows = [int(row, 16) for row in reference["metadata"]]
     index = torch.tensor([[row >> 2 * i & 3 for i in range(32)] for row in rows], dtype=torch.uint8)
     words = [word & 0xFFFFFFFF for word in NM((32, 64), index, 2, 4).metadata().words.tolist()]
-    assert len(words) == 64
+    assert len(words) == 4 * 64
     for block, g, half, t in itertools.product(range(2), range(8), range(2), range(2)):
         theirs = int(reference["words"][half][4 * g + 2 * block + t], 16)
-        assert words[32 * block + 4 * g + 2 * half + t] == theirs
+        assert words[64 * block + 32 * t + 4 * g + half] == theirs
+
+
+def test_it_lies_in_memory_as_cutlass_wants_it_on_hopper() -> None:
+    reference = json.loads((REFERENCE / "sparse_metadata_sm90.json").read_text())
+    rows, columns = torch.tensor(reference["rows"]), torch.tensor(reference["columns"])
+    pattern = random_pattern("2:4", (len(rows), 8 * len(columns)), 1.0)
+    assert isinstance(pattern, NM)
+    in_bytes = pattern.metadata().words.view(torch.uint8)
+    assert len(in_bytes) == len(rows) * len(columns)
+    # 8 columns hold 4 values, whose positions take 2 bits each, the first one lowest.
+    positions = pattern.index.view(len(rows), len(columns), 4).int()
+    expected = (positions << torch.arange(0, 8, 2)).sum(2)
+    assert torch.equal(in_bytes[rows[:, None] + columns].int(), expected.int())
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 5), (16, 64), (21, 37), (33, 130), (0, 8), (8, 0)], ids=str)
@@ -45,12 +58,14 @@ def test_positions_are_the_columns_of_values(spec: str, shape: tuple[int, int]) 
     if 0 in shape:
         assert not len(words)
         return
-    row_blocks, column_blocks = -(-tile_rows // 16), -(-columns // 64)
-    assert len(words) == -(-shape[0] // tile_rows) * row_blocks * column_blocks * 32
-    words = words.view(-1, row_blocks, column_blocks, 8, 4)
+    row_blocks, column_blocks = -(-tile_rows // 16), -(-columns // 128)
+    if isinstance(pattern, NM):
+        row_blocks = -(-row_blocks // 4) * 4
+    assert len(words) == -(-shape[0] // tile_rows) * row_blocks * column_blocks * 64
+    words = words.view(-1, column_blocks, row_blocks, 2, 8, 4)
     for row, quad in itertools.product(range(shape[0]), range(-(-columns // 4))):
         tile, in_tile = divmod(row, tile_rows)
-        word = int(words[tile, in_tile // 16, quad // 16, in_tile % 8, quad % 16 // 4])
+        word = int(words[tile, quad // 32, in_tile // 16, quad // 4 % 2, in_tile % 8, quad % 32 // 8])
         nibble = word >> (in_tile % 16 // 8 * 16 + quad % 4 * 4) & 15
         at = mask[row, 4 * quad : 4 * quad + 4].nonzero()[:, 0].tolist()
         assert set(at) <= {nibble & 3, nibble >> 2}

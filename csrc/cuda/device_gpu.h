@@ -80,16 +80,19 @@ SK_DEVICE Shared<T> shared_memory(int offset) {
   return Shared<T>(reinterpret_cast<T*>(bytes + offset));
 }
 
-// Starts to copy 16 bytes, both sides aligned to that, past the registers and L1: the first `bytes` from memory, of which no
-// others are read, then zeros.
-template <class T>
+// Starts to copy kBytes, 8 or 16, both sides aligned to that, past the registers, and 16 past L1: the first `bytes` from memory,
+// of which no others are read, then zeros.
+template <int kBytes = 16, class T>
 SK_DEVICE void copy_async_part(Shared<T> to, const T* from, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to.address()), "l"(from), "r"(bytes));
+  if constexpr (kBytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to.address()), "l"(from), "r"(bytes));
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to.address()), "l"(from), "n"(kBytes), "r"(bytes));
 }
 // All of them, or zeros if `inside` is false.
-template <class T>
+template <int kBytes = 16, class T>
 SK_DEVICE void copy_async(Shared<T> to, const T* from, bool inside) {
-  copy_async_part(to, from, inside ? 16 : 0);
+  copy_async_part<kBytes>(to, from, inside ? kBytes : 0);
 }
 // Groups of a thread's copies since the last group; waits until at most kLeft groups are under way. Other threads see them
 // after a barrier.

@@ -48,6 +48,6 @@ const char* gather(const Groups& w, const void* dense, int element_bytes, void* 
   });
 }
 
-int64_t metadata_words(const Groups& w) { return w.sparse() ? w.tiles() * w.row_blocks * w.column_blocks * kWarp : 0; }
+int64_t metadata_words(const Groups& w) { return w.sparse() ? w.tiles() * w.row_blocks * w.column_blocks * 64 : 0; }
 
 }  // namespace sk::gpu::groups

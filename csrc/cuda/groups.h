@@ -38,8 +38,8 @@ struct Groups {
   int row_bytes;                  // of `packed`
   const uint8_t* packed;          // position of each value in its group
   const int32_t* selected;        // [row tiles, columns]: which of W, or null
-  const uint32_t* metadata;       // of the sparse tensor cores, or null: [row tiles, row_blocks, column_blocks, lanes]
-  int row_blocks, column_blocks;  // of a row tile: 16 rows, 64 columns each, 2 multiplies
+  const uint32_t* metadata;       // of the sparse tensor cores, or null: [row tiles, column_blocks, row_blocks, 2, 8, 4]
+  int row_blocks, column_blocks;  // of a row tile: 16 rows, 128 columns each, 4 multiplies
 
   // At most 2 values in any 4 columns that begin at a multiple of 4: what sparse tensor cores run.
   bool sparse() const { return (n <= 2 && width % 4 == 0) || (n == 1 && width == 2); }
@@ -69,7 +69,9 @@ inline Groups make_groups(int64_t rows, int64_t cols, int64_t tile_rows, int n, 
   w.tile_rows = tile_rows > 0 ? tile_rows : 1;
   w.bits = w.width <= 4 ? 2 : 4, w.row_bytes = int(ceil_div(int64_t(w.row_values) * w.bits, 32) * 4);
   w.packed = packed, w.selected = selected, w.metadata = metadata;
-  w.row_blocks = int(ceil_div(w.tile_rows < rows ? w.tile_rows : rows, 16)), w.column_blocks = int(ceil_div(w.columns, 64));
+  w.row_blocks = int(ceil_div(w.tile_rows < rows ? w.tile_rows : rows, 16)),
+  w.column_blocks = int(ceil_div(w.columns, 128));
+  if (!selected) w.row_blocks = int(ceil_div(w.row_blocks, 4) * 4);  // as CUTLASS wants it
   return w;
 }
 
@@ -118,13 +120,13 @@ constexpr int kLeftBytes = kTall * (kSlots ? 64 + kWarp / 16 * 4 : 128);  // slo
 
 // The rows of W that a block has, of one row tile.
 struct RowBlock {
-  int row0, tile, block16;  // the first row, its row tile, and its first 16 rows in the metadata
+  int row0, tile, block16;  // the first row, its row tile, and which 16 rows of that the first ones are
   int rows;                 // 0: past the end of a last row tile that is cut short
 
   SK_MEMBER RowBlock(const Groups& w, int64_t i, int down) {
     const int height = kTall * down;
     const int64_t per_tile = (w.tile_rows + height - 1) / height, in_tile = i % per_tile * height;
-    tile = int(i / per_tile), block16 = int(tile * int64_t(w.row_blocks) + in_tile / 16);
+    tile = int(i / per_tile), block16 = int(in_tile / 16);
     const int64_t first = tile * w.tile_rows + in_tile;
     const int64_t end = w.tile_rows - in_tile < w.rows - first ? w.tile_rows - in_tile : w.rows - first;
     row0 = int(first), rows = int(end < 0 ? 0 : end < height ? end : height);

@@ -4,7 +4,7 @@
 // - expanded, where more than 2 of 4 columns can hold values, and in float32: the multiplies of a dense product (V:N:M: 4 / M of
 //   those), but a sparse one's bytes of W.
 
-#include "groups.h"
+#include "nm_hopper.h"
 
 namespace sk::gpu::groups {
 
@@ -24,7 +24,7 @@ SK_DEVICE void add_slots(WarpSums& d, const Tile<T>& a, Shared<uint32_t> metadat
     if (i >= d.down) continue;
     uint32_t left[4];
     load_left(left, a, false, d.row + 16 * i, 16 * kHalf);
-    const uint32_t where = metadata.load(2 * d.row + kWarp * i + lane());
+    const uint32_t where = metadata.load(2 * d.row + kWarp * i + lane() % 2 * 16 + lane() / 4 * 2 + lane() % 4 / 2);
 #pragma unroll
     for (int j = 0; j < 4; j++) {
       const uint32_t (&r)[2][4] = right[j / 2];
@@ -57,11 +57,13 @@ linear_tile(Groups w, const T* values, Operand<T> x, const T* bias, sk_activatio
         const int c0 = step * kDepth<T>;
         if constexpr (kSlots) {
           load_slots(left(stage), w, values, at, c0 / 2, runs, down);
-          const int word = thread() * 4, block16 = word / kWarp;  // of the block
-          if (block16 < kTall / 16 * down)
-            copy_async(metadata(stage) + word,
-                       w.metadata + (int64_t(at.block16 + block16) * w.column_blocks + step) * kWarp + word % kWarp,
-                       16 * block16 < at.rows);
+          // A step has half of a column block: of its 2 x 8 runs of 4 words, 2 words each.
+          const int run = thread() % 16, block16 = thread() / 16;
+          if (block16 < kTall / 16 * down) {
+            const int64_t blocks = (int64_t(at.tile) * w.column_blocks + step / 2) * w.row_blocks + at.block16 + block16;
+            copy_async<8>(metadata(stage) + thread() * 2, w.metadata + blocks * 64 + run * 4 + step % 2 * 2,
+                          16 * block16 < at.rows);
+          }
         } else {
           expand<false>(left(stage), w, values, at.row0, kTall * down, int64_t(at.row0) + at.rows, c0, kDepth<T>, 4 * down);
         }
@@ -135,6 +137,7 @@ int64_t linear_workspace(const Groups& w, const sk_matrix& x, sk_dtype dtype) {
 
 const char* linear(const Groups& w, const void* values, const sk_matrix& x, const void* bias, sk_activation activation,
                    const sk_matrix& y, void* workspace, sk_dtype dtype, void* stream) {
+  if (hopper_runs(w, values, x, y, dtype)) return hopper_linear(w, values, x, bias, activation, y, dtype, stream);
   return with_type(dtype, [&](auto zero) {
     return run_linear<decltype(zero)>(w, values, x, bias, activation, y, workspace, Stream(stream));
   });

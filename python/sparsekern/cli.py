@@ -89,7 +89,9 @@ def _facts() -> Iterator[tuple[str, str]]:
         yield "ISA", f"{results.device()}, {torch.ops.sparsekern.isa_error() or choice}"
         yield "auto's profile", cost.current().source
     has_cuda = any(_library.has_kernel(f"{format}_{PRODUCTS[0]}", "cuda") for format in FORMATS)
-    yield "CUDA kernels", "built" if has_cuda else "not built"
+    cutlass = has_cuda and torch.ops.sparsekern.cutlass()
+    built = f"built, {'with' if cutlass else 'without'} CUTLASS (2:4 on Hopper)" if has_cuda else "not built"
+    yield "CUDA kernels", built
     yield "GPU", _gpu()
     native = importlib.util.find_spec("sparsekern._native") is not None
     yield "_native", "built" if native else "not built (wheels come without it): no FMA peak"

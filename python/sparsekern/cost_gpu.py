@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ class Gpu:
         l2: bytes of the L2 cache.
         multiprocessors: how many there are.
         clock: of them.
+        cutlass: multiply-adds of a dense product in the time that CUTLASS takes for a 2:4 one, 0 where the
+            library holds no such kernel for the GPU.
     """
 
     dense: tuple[float, float, float]
@@ -40,6 +42,7 @@ class Gpu:
     l2: float
     multiprocessors: int
     clock: float
+    cutlass: float = 0.0
 
     def dense_rate(self, dtype: torch.dtype) -> float:
         """Multiply-adds of torch's dense product, as its precision is set for float32."""
@@ -53,8 +56,16 @@ class Gpu:
         return self.multiprocessors * self.clock
 
 
-HOPPER = Gpu((395e12, 25e12, 190e12), 0.62, hbm=4.3e12, l2=5.5e12, multiprocessors=132, clock=1.755e9)
-"""An H200: 790 TFLOP/s in bfloat16 and 4.3 TB/s through torch. Also for what came after it."""
+HOPPER = Gpu(
+    (395e12, 25e12, 190e12),
+    0.62,
+    hbm=4.3e12,
+    l2=5.5e12,
+    multiprocessors=132,
+    clock=1.755e9,
+    cutlass=1.2 * 395e12,  # as others measured it on H100
+)
+"""An H200: 790 TFLOP/s in bfloat16 and 4.3 TB/s through torch. Also, but for CUTLASS, what came after it."""
 AMPERE = Gpu((125e12, 8e12, 60e12), 0.85, hbm=1.6e12, l2=3.5e12, multiprocessors=108, clock=1.41e9)
 """An A100, whose cuBLAS runs ``mma.sync`` too."""
 
@@ -74,7 +85,10 @@ SECOND_KERNEL = 1.5e-6
 @functools.cache
 def of_device(device: torch.device) -> Gpu:
     """The rates for a CUDA device, by its compute capability."""
-    return HOPPER if torch.cuda.get_device_capability(device)[0] >= 9 else AMPERE
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (9, 0):
+        return AMPERE
+    return HOPPER if capability == (9, 0) and torch.ops.sparsekern.cutlass() else replace(HOPPER, cutlass=0.0)
 
 
 @dataclass(frozen=True)
@@ -140,6 +154,8 @@ def native_seconds(facts: Facts, product: str, batch: int, dtype: torch.dtype, g
         tall = min(facts.options["v"], 128) if facts.format == "vnm" else 128
         share, again = chosen, size * chosen * batch * element / tall
         step = 64 * n / width * (element + 0.25)
+        if product == "forward" and fast and (time := _cutlass(facts, batch, gpu)):
+            return max(time, (moved + size * element / 16) / gpu.hbm)
         if product == "forward" and fast and ((n <= 2 and width % 4 == 0) or (n, width) == (1, 2)):
             tensor *= SPARSE_GAIN
         elif product != "backward_weight":
@@ -169,6 +185,19 @@ def _csr(facts: Facts, product: str, batch: int, element: int, through: float, g
     # csr_many.h: per value and 64 rows of x 1.5 cycles of shared memory, 2.5 in float32.
     cycles = facts.values * -(-batch // 64) * (0.5 + element / 2)
     return max(cycles / gpu.cycles, (weight + through) / gpu.hbm)
+
+
+def _cutlass(facts: Facts, batch: int, gpu: Gpu) -> float:
+    """Of nm_hopper.cu's product in 128 x 256 tiles, which half of the GPU has at least; else 0."""
+    rows, columns = facts.shape
+    tiles = math.ceil(rows / 128) * math.ceil(batch / 256)
+    fits = rows % 8 == 0 and columns % 16 == 0 and 2 * tiles >= gpu.multiprocessors
+    if not gpu.cutlass or facts.format != "nm" or not fits:
+        return 0.0
+    if (facts.options["n"], facts.options["m"]) not in ((2, 4), (1, 2)):
+        return 0.0
+    waves = math.ceil(tiles / gpu.multiprocessors)
+    return waves * gpu.multiprocessors * 128 * 256 * columns / gpu.cutlass
 
 
 def masked_seconds(facts: Facts, product: str, batch: int, dtype: torch.dtype, gpu: Gpu) -> float:

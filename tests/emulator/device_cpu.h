@@ -122,17 +122,17 @@ Shared<T> shared_memory(int offset) {
   return Shared<T>(offset);
 }
 
-template <class T>
+template <int kBytes = 16, class T>
 void copy_async_part(Shared<T> to, const T* from, int bytes, SK_HERE) {
-  if (bytes < 0 || bytes > 16)
-    running().stop("%s: 0 to 16 bytes can come from memory, got %d", SK_SITE("copy_async").text().c_str(), bytes);
-  if (bytes > 0 && reinterpret_cast<uintptr_t>(from) % 16)
-    running().stop("%s: the source must be aligned to 16 bytes", SK_SITE("copy_async").text().c_str());
-  running().copy({to.address(), from, 16, bytes}, SK_SITE("copy_async"));
+  if (bytes < 0 || bytes > kBytes)
+    running().stop("%s: 0 to %d bytes can come from memory, got %d", SK_SITE("copy_async").text().c_str(), kBytes, bytes);
+  if (bytes > 0 && reinterpret_cast<uintptr_t>(from) % kBytes)
+    running().stop("%s: the source must be aligned to %d bytes", SK_SITE("copy_async").text().c_str(), kBytes);
+  running().copy({to.address(), from, kBytes, bytes}, SK_SITE("copy_async"));
 }
-template <class T>
+template <int kBytes = 16, class T>
 void copy_async(Shared<T> to, const T* from, bool inside, SK_HERE) {
-  copy_async_part(to, from, inside ? 16 : 0, file, line);
+  copy_async_part<kBytes>(to, from, inside ? kBytes : 0, file, line);
 }
 inline void commit_copies() { running().commit_copies(); }
 template <int kLeft>

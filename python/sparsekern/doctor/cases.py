@@ -39,6 +39,8 @@ _TINY, _ODD, _ALIGNED, _LONG = (7, 5), (333, 129), (256, 512), (130, 1000)
 _SHAPES = ((1, 1), _TINY, _ODD, _ALIGNED, _LONG)
 _QUICK_SHAPES = (_TINY, _ODD, _ALIGNED)
 _BATCHES = (1, 2, 7, 8, 16, 33, 64, 130)  # on both sides of where kernels for few rows of x end
+_HOPPER, _HOPPER_BATCH = ((1040, 144), (144, 1040)), 2000
+"""What CUTLASS's kernel for 2:4 takes on Hopper: rows of whole 16 bytes, 66 tiles of 128 x 256 at least."""
 _DENSITIES = (0.0, 0.02, 0.1, 0.4, 1.0)
 _SAMPLES = 4
 
@@ -117,3 +119,8 @@ def plan(
             layout, number = next(layouts), chosen.randrange(2**31)
             for product in products:
                 yield Case(device, spec, product, dtype, shape, batch, density, layout, number)
+    if device.startswith("cuda") and "2:4" in formats:
+        for dtype, shape in itertools.product(dtypes or DTYPES, _HOPPER):
+            number = chosen.randrange(2**31)
+            for product in PRODUCTS[1 : -len(MASKED)]:
+                yield Case(device, "2:4", product, dtype, shape, _HOPPER_BATCH, 1.0, "batch-major", number)

@@ -23,11 +23,13 @@ class Metadata:
     is missing. They take 4 bits, the first slot's lowest.
 
     Attributes:
-        words: int32 ``[words]``. A row tile (V rows; in N:M all) is cut into blocks of 16 rows and 64
-            columns, by rows. Each has 32 words: word 4·g + t holds columns 16·t to 16·t + 15 of row g in its
-            lower half and of row g + 8 in its upper one (PTX ISA, "Matrix fragments for sparse mma.m16n8k32",
-            whose lanes 4·g + t serve the first 32 columns with t < 2, the others with t ≥ 2). Empty where the
-            pattern can hold more than 2 values in 4 columns: :meth:`fits`.
+        words: int32 ``[words]``. A row tile (V rows; in N:M all) is cut into blocks of 16 rows and 128
+            columns, by columns; N:M has a multiple of 4 blocks of rows. Each has 64 words ``[2, 8, 4]``: word
+            (p, g, k) holds columns 32·k + 16·p to 32·k + 16·p + 15 of row g in its lower half and of row
+            g + 8 in its upper one. Such words are what lanes load (PTX ISA, "Matrix fragments for sparse
+            mma.m16n8k32": lane 4·g + t has word (t % 2, g, t / 2) of 64 columns), and in this order they are
+            CUTLASS's tensor E for ``wgmma`` on Hopper. Empty where the pattern can hold more than 2 values in
+            4 columns: :meth:`fits`.
     """
 
     words: Tensor
@@ -38,7 +40,7 @@ class Metadata:
         return (n <= 2 and width % 4 == 0) or (n, width) == (1, 2)
 
     @classmethod
-    def build(cls, index: Tensor, n: int, width: int, columns: int, tile_rows: int) -> Metadata:
+    def build(cls, index: Tensor, n: int, width: int, columns: int, tile_rows: int | None = None) -> Metadata:
         """From the values' positions in their groups.
 
         Args:
@@ -46,25 +48,26 @@ class Metadata:
             n: values of a group.
             width: columns of a group.
             columns: of a row, the last group may have fewer than ``width``.
-            tile_rows: of a row tile.
+            tile_rows: of a row tile; all rows are one where there is none.
         """
         rows = index.shape[0]
         if not cls.fits(n, width) or rows == 0 or columns == 0:
             return cls(index.new_empty(0, dtype=torch.int32))
         nibbles = _nibbles(_occupied(index, n, width, columns))
-        tile_rows = min(tile_rows, rows)
-        tiles, row_blocks, column_blocks = -(-rows // tile_rows), -(-tile_rows // 16), -(-columns // 64)
+        padding = 1 if tile_rows else 4
+        tile_rows = min(tile_rows or rows, rows)
+        tiles, column_blocks = -(-rows // tile_rows), -(-columns // 128)
+        row_blocks = -(-tile_rows // (16 * padding)) * padding
         empty = int(_nibbles(nibbles.new_zeros(())))
         nibbles = F.pad(
-            nibbles, (0, column_blocks * 16 - nibbles.shape[1], 0, tiles * tile_rows - rows), value=empty
+            nibbles, (0, column_blocks * 32 - nibbles.shape[1], 0, tiles * tile_rows - rows), value=empty
         )
-        nibbles = nibbles.view(tiles, tile_rows, column_blocks * 16)
+        nibbles = nibbles.view(tiles, tile_rows, column_blocks * 32)
         nibbles = F.pad(nibbles, (0, 0, 0, row_blocks * 16 - tile_rows), value=empty)
-        half_bytes = nibbles.view(tiles, row_blocks, 2, 8, column_blocks, 4, 2, 2)
-        in_bytes = (
-            half_bytes[..., 0] | half_bytes[..., 1] << 4
-        )  # tile, row block, h, g, column block, t, byte
-        in_bytes = in_bytes.permute(0, 1, 4, 3, 5, 2, 6).contiguous()
+        # Rows: row block, half, g; columns: column block, k, p, byte, half of a byte.
+        half_bytes = nibbles.view(tiles, row_blocks, 2, 8, column_blocks, 4, 2, 2, 2)
+        in_bytes = half_bytes[..., 0] | half_bytes[..., 1] << 4
+        in_bytes = in_bytes.permute(0, 4, 1, 6, 3, 5, 2, 7).contiguous()
         return cls(in_bytes.view(-1).view(torch.int32))
 
     def tensors(self) -> list[Tensor]:

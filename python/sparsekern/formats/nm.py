@@ -63,7 +63,7 @@ class NM(GroupPattern):
 
     def metadata(self) -> Metadata:
         """What sparse tensor cores are told of it; nothing where they cannot run it."""
-        return Metadata.build(self.index, self.n, self.m, self.shape[1], self.shape[0])
+        return Metadata.build(self.index, self.n, self.m, self.shape[1])
 
     @classmethod
     def from_mask(cls, mask: Tensor, n: int, m: int) -> NM:
