@@ -125,11 +125,12 @@ def check_products(
     case: Case,
     library: str = "sparsekern",
     where: Callable[[Pattern], tuple[list[Tensor], list[int]]] = where,
+    pattern: Pattern | None = None,
 ) -> None:
-    """Every op of a format on random numbers, against dense products in float64."""
+    """Every op of a format on random numbers, against dense products in float64. None: a random pattern."""
     lay = LAYOUTS[case.layout]
     out_features, in_features = case.shape
-    pattern = random_pattern(case.format, case.shape, case.density)
+    pattern = pattern or random_pattern(case.format, case.shape, case.density)
     at = where(pattern)
     product = partial(op, pattern, library=library)
     x = lay(torch.randn(case.batch, in_features).to(case.dtype))

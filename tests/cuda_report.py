@@ -39,6 +39,7 @@ LAUNCH = {
     "backward_weight_tile": (256, 96),
     "scatter_groups": (256, 0),
     "gather_groups": (256, 0),
+    "transpose_pairs": (256, 17),
     "mask_few": (256, 110),
     "part_sums": (256, 0),
     "mask_weight": (256, 96),

@@ -18,6 +18,7 @@ import pytest
 import torch
 from cases import LAYOUTS, MEDIUM_SHAPES, SMALL_SHAPES, Case, cases, check_products, op, random_pattern
 from sparsekern import CSR, Pattern, copies, dense
+from sparsekern.formats import parse_format
 from sparsekern.formats.csr import Transposed
 from sparsekern.formats.mask import mask_on_gpu
 from sparsekern.formats.metadata import Metadata
@@ -163,6 +164,64 @@ def test_nothing_is_ragged(format: str, layout: str) -> None:
     Where V is no multiple of 8, a row tile's part of a batch-major gradient begins at no whole run.
     """
     check(Case(format, (128, 256), 64, 1.0, torch.bfloat16, layout))
+
+
+# --- W and its transpose 2:4 ------------------------------------------------------------------------------
+
+
+def transposable(shape: tuple[int, int]) -> Pattern:
+    kind = parse_format("2:4")
+    return kind.from_mask(kind.prune(torch.rand(shape), transposable=True))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_transposable_masks(dtype: torch.dtype, layout: str) -> None:
+    """The gradient of x is a sparse product too, from 65 rows on; 1028 rows of W are a sum in parts."""
+    for shape in ((4, 8), random.choice(((72, 100), (260, 68), (128, 192))), (1028, 12)):
+        pattern, batch = transposable(shape), random.choice((33, 65, 67, 131))
+        check_products(Case("2:4", shape, batch, 1.0, dtype, layout), EMULATED, gpu_operands, pattern)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_when_the_transpose_is_used(dtype: torch.dtype) -> None:
+    """With another one's metadata results are others exactly there: in 16 bits, from 65 rows on."""
+    pattern, other = transposable((64, 32)), transposable((64, 32))
+    values = torch.randn(pattern.values_shape).to(dtype)
+    backward = op(pattern, "linear_backward_input", EMULATED)
+    (*rest, right), sizes = gpu_operands(pattern)
+    wrong, without = gpu_operands(other)[0][-1], right.new_empty(0)
+    for batch in (64, 65):
+        grad = torch.randn(batch, 64).to(dtype)
+        expected = Exact(lambda g, v: g @ pattern.scatter(v), grad, values)
+        same = backward(grad, values, [*rest, wrong], sizes)
+        if batch <= 64 or dtype == torch.float32:
+            expected.check(same)
+        else:
+            assert expected.worst(same) > 1
+        expected.check(backward(grad, values, [*rest, right], sizes))
+        expected.check(backward(grad, values, [*rest, without], sizes))
+        at_an_odd_address = torch.cat([values.new_zeros(1), values.view(-1)])[1:].view(values.shape)
+        expected.check(backward(grad, at_an_odd_address, [*rest, right], sizes))
+
+
+def test_others_are_not_transposed() -> None:
+    for format, shape in (("2:4", (64, 64)), ("2:4", (66, 64)), ("1:4", (64, 64)), ("2:8", (64, 64))):
+        pattern = random_pattern(format, shape, 1.0)
+        (*rest, words), sizes = gpu_operands(pattern)
+        assert not len(words)
+        backward = op(pattern, "linear_backward_input", EMULATED)
+        grad, values = torch.randn(70, shape[0]).half(), torch.randn(pattern.values_shape).half()
+        Exact(lambda g, v, p=pattern: g @ p.scatter(v), grad, values).check(
+            backward(grad, values, [*rest, words], sizes)
+        )
+        size = 128 if (format, shape[0]) == ("2:4", 64) else 0  # where there can be some
+        for bad in (words.new_zeros(64), words.new_zeros(32, 4), words.new_zeros(128).long()):
+            message = rf"transposed metadata must be contiguous int32 \[{size}\]"
+            with pytest.raises(RuntimeError, match=message):
+                backward(grad, values, [*rest, bad], sizes)
+        with pytest.raises(RuntimeError, match="pattern must be the 4 tensors"):
+            backward(grad, values, rest, sizes)
 
 
 @pytest.mark.parametrize("batch", [1, 5, 40])

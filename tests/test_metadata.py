@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from cases import random_pattern
-from sparsekern import NM, VNM
+from sparsekern import NM, VNM, Pattern
 from sparsekern.formats.metadata import Metadata
+from torch import Tensor
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -75,6 +76,30 @@ def test_positions_are_the_columns_of_values(spec: str, shape: tuple[int, int]) 
             )
     for shift in range(0, 32, 4):
         assert bool(((words >> shift & 3) < (words >> shift + 2 & 3)).all())
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (16, 64), (20, 132), (136, 8), (0, 8)], ids=str)
+def test_of_the_transpose(shape: tuple[int, int]) -> None:
+    """Where it is 2:4 too: its own words. One column that holds 3 of 4 rows, and there are none."""
+    mask = NM.prune_transposable(torch.rand(shape), 2, 4)
+    built = NM.from_mask(mask, 2, 4).metadata()
+    other_way = NM.from_mask(mask.t().contiguous(), 2, 4).metadata()
+    assert built.transposed is not None
+    assert torch.equal(built.transposed, other_way.words)
+    if 0 not in shape:
+        assert len(built.transposed)
+        i = int(torch.randint(shape[0], ()))
+        mask[i, :4] = ~mask[i, :4]
+        assert not len(built_without(NM.from_mask(mask, 2, 4)))
+    for uneven in ((shape[0] + 2, 8), (8, shape[1] + 2)):
+        assert not len(built_without(random_pattern("2:4", uneven, 1.0)))
+
+
+def built_without(pattern: Pattern) -> Tensor:
+    assert isinstance(pattern, NM)
+    transposed = pattern.metadata().transposed
+    assert transposed is not None
+    return transposed
 
 
 @pytest.mark.parametrize("spec", ["3:4", "4:8", "5:11", "1:3", "1:1"])

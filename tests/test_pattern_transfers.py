@@ -110,6 +110,19 @@ def test_transposable_masks(waits: Waits, format: str, most: int) -> None:
     assert count(waits, "transposable", format, (512, 1024)) <= most, waits.found
 
 
+@pytest.mark.parametrize("format", ["2:4", "1:4", "64:2:8"])
+def test_what_sparse_tensor_cores_are_told(waits: Waits, format: str) -> None:
+    """One number of 2:4: whether the transpose is 2:4 too."""
+    for transposable in (False, True) if format == "2:4" else (False,):
+        kind = parse_format(format)
+        pattern = kind.from_mask(kind.prune(torch.rand(512, 1024), transposable=transposable))
+        assert isinstance(pattern, groups.GroupPattern)
+        waits.found.clear()
+        with waits:
+            pattern.metadata()
+        assert sum(waits.found.values()) == (format == "2:4"), waits.found
+
+
 def test_what_is_counted(waits: Waits) -> None:
     x = torch.arange(4.0)
     with waits:

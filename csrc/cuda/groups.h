@@ -39,6 +39,7 @@ struct Groups {
   const uint8_t* packed;          // position of each value in its group
   const int32_t* selected;        // [row tiles, columns]: which of W, or null
   const uint32_t* metadata;       // of the sparse tensor cores, or null: [row tiles, column_blocks, row_blocks, 2, 8, 4]
+  const uint32_t* transposed;     // that of W^T, where both are 2:4, or null
   int row_blocks, column_blocks;  // of a row tile: 16 rows, 128 columns each, 4 multiplies
 
   // At most 2 values in any 4 columns that begin at a multiple of 4: what sparse tensor cores run.
@@ -75,10 +76,17 @@ inline Groups make_groups(int64_t rows, int64_t cols, int64_t tile_rows, int n, 
   return w;
 }
 
+// W^T of a 2:4 matrix whose transpose is 2:4 too. Its values are the compressed operand: nothing asks for their positions.
+inline Groups transpose(const Groups& w) {
+  return make_groups(w.cols, w.rows, w.cols, w.n, w.m, nullptr, nullptr, w.transposed);
+}
+
 // groups.cu; see sparsekern/nm_cuda.h.
 int64_t metadata_words(const Groups& w);
 const char* scatter(const Groups& w, const void* values, int element_bytes, void* dense, void* stream);
 const char* gather(const Groups& w, const void* dense, int element_bytes, void* values, void* stream);
+// To `to` = the values of transpose(w), 16 bits each; both aligned to 4 bytes.
+const char* transpose_values(const Groups& w, const void* values, void* to, Stream stream);
 int64_t linear_workspace(const Groups& w, const sk_matrix& x, sk_dtype dtype);
 const char* linear(const Groups& w, const void* values, const sk_matrix& x, const void* bias, sk_activation activation,
                    const sk_matrix& y, void* workspace, sk_dtype dtype, void* stream);
@@ -95,7 +103,7 @@ struct Slots {
 };
 
 SK_DEVICE Slots slots(const Groups& w, int64_t row, int q) {
-  if (w.width == 2) return {2 * q < w.row_values ? 2 * q : -1, 2 * q + 1 < w.row_values ? 2 * q + 1 : -1};
+  if (2 * w.n == w.width) return {2 * q < w.row_values ? 2 * q : -1, 2 * q + 1 < w.row_values ? 2 * q + 1 : -1};
   const int per_group = w.width / 4, begin = q / per_group * w.n;
   const int end = begin + w.n < w.row_values ? begin + w.n : w.row_values;
   int first = -1, second = -1, last = 0;

@@ -1,5 +1,6 @@
 // The gradients of N:M and V:N:M products. gemm.h has the tiles and the pipeline, groups.h W's tiles.
-// - grad_x = grad W reads W's tiles expanded and transposed: the multiplies of a dense product.
+// - grad_x = grad W reads W's tiles expanded and transposed: the multiplies of a dense product. Where W^T is 2:4 too, it is
+//   groups_linear.cu's product with that: half of them.
 // - grad_values = grad^T x is made densely, and what W has of it is stored. In V:N:M, only of the selected columns: 4 / M.
 
 #include "groups.h"
@@ -68,6 +69,28 @@ backward_weight_tile(Groups w, Operand<T> grad, Operand<T> x, T* grad_values, in
   }
 }
 
+// Whether grad_x is the sparse product with W^T, whose values are written for it: 36 MB of a 4096 x 4096 weight, 8 us, and a launch.
+// By the arithmetic of cost_gpu.py, for Hopper, the other way and this one take with 4096 rows of grad 351 and 205 us; with 128, where
+// the other one's 32 blocks leave 100 multiprocessors idle, 45 and 24; of W [4096, 16384], whose columns make 128 blocks, 45 and 67, and
+// 88 and 84 with 256. Up to 64 rows what it does is mostly to read 19 MB, of which this way would make 55.
+constexpr int64_t kFewRows = 64;
+bool runs_transposed(const Groups& w, int64_t batch, sk_dtype dtype) {
+  return w.transposed != nullptr && dtype != SK_FLOAT32 && batch > kFewRows;
+}
+// Bytes of the workspace.
+int64_t transposed_bytes(const Groups& w) { return ceil_div(w.rows * w.row_values * 2, 256) * 256; }
+
+// grad_x = the sparse product of grad, an operand already, with W^T.
+template <class T>
+const char* backward_input_transposed(const Groups& w, const void* values, const Operand<T>& grad, const sk_matrix& grad_x,
+                                      uint8_t* workspace, Stream stream) {
+  if (const char* error = transpose_values(w, values, workspace, stream)) return error;
+  const sk_matrix g = {const_cast<T*>(grad.data), grad.batch, grad.features, grad.feature_major ? 1 : grad.stride,
+                       grad.feature_major ? grad.stride : 1};
+  return linear(transpose(w), workspace, g, nullptr, SK_IDENTITY, grad_x, workspace + transposed_bytes(w), kDtype<T>,
+                stream);
+}
+
 template <class T>
 const char* run_backward(const Groups& w, const void* values, const sk_matrix& grad, const sk_matrix* x,
                          const sk_matrix* grad_x, void* grad_values, void* grad_bias, void* workspace, Stream stream) {
@@ -77,7 +100,9 @@ const char* run_backward(const Groups& w, const void* values, const sk_matrix& g
   const bool weight = grad_values != nullptr && w.rows > 0 && w.columns > 0, input_too = grad_x != nullptr && w.cols > 0;
   if (weight || input_too) error = operand(grad, weight && splits_runs(w), g, free, stream);
   if (weight && error == nullptr) error = operand(*x, gathers(w), input, free, stream);
-  if (input_too && error == nullptr) {
+  if (input_too && error == nullptr && runs_transposed(w, grad.batch, kDtype<T>) && aligned(values, 4)) {
+    error = backward_input_transposed(w, values, g, *grad_x, free, stream);
+  } else if (input_too && error == nullptr) {
     const int down = down_for(w.cols);
     const int64_t blocks = ceil_div(w.cols, kTall * down);
     const Dim grid = {unsigned(blocks * ceil_div(grad.batch, kWide)), 1, 1};
@@ -97,7 +122,10 @@ const char* run_backward(const Groups& w, const void* values, const sk_matrix& g
 
 int64_t backward_workspace(const Groups& w, const sk_matrix& grad, const sk_matrix* x, sk_dtype dtype) {
   const auto bytes = dtype == SK_FLOAT32 ? operand_bytes<float> : operand_bytes<bf16>;
-  return bytes(grad, x && splits_runs(w)) + (x ? bytes(*x, gathers(w)) : 0);
+  const int64_t of_x = x ? bytes(*x, gathers(w)) : 0;
+  if (runs_transposed(w, grad.batch, dtype))
+    return of_x + transposed_bytes(w) + linear_workspace(transpose(w), grad, dtype);
+  return of_x + bytes(grad, x && splits_runs(w));
 }
 
 const char* backward(const Groups& w, const void* values, const sk_matrix& grad, const sk_matrix* x,

@@ -6,12 +6,19 @@
 namespace {
 
 sk::gpu::groups::Groups groups(const sk_nm_cuda& w) {
-  return sk::gpu::groups::make_groups(w.rows, w.cols, w.rows, w.n, w.m, nullptr, w.packed, w.metadata);
+  auto made = sk::gpu::groups::make_groups(w.rows, w.cols, w.rows, w.n, w.m, nullptr, w.packed, w.metadata);
+  made.transposed = w.transposed;
+  return made;
 }
 
 }  // namespace
 
 int64_t sk_nm_metadata_words_cuda(const sk_nm_cuda* w) { return sk::gpu::groups::metadata_words(groups(*w)); }
+
+int64_t sk_nm_transposed_words_cuda(const sk_nm_cuda* w) {
+  const bool tiles = w->n == 2 && w->m == 4 && w->rows % 4 == 0 && w->cols % 4 == 0;
+  return tiles ? sk::gpu::groups::metadata_words(sk::gpu::groups::transpose(groups(*w))) : 0;
+}
 
 const char* sk_nm_scatter_cuda(const sk_nm_cuda* w, const void* values, int element_bytes, void* dense, void* stream) {
   return sk::gpu::groups::scatter(groups(*w), values, element_bytes, dense, stream);

@@ -112,10 +112,10 @@ struct OnGpu : P {
   static constexpr const auto& f = P::kFunctions;
 };
 
-// The last tensor of `list`, what sparse tensor cores are told of a pattern: `words` of them, null where there are none.
-inline const uint32_t* metadata(const Checker& check, const Pattern& list, int64_t words, const Tensor& x) {
-  check.tensor("metadata", list.back(), ScalarType::Int, x, {words});
-  return words > 0 ? static_cast<const uint32_t*>(list.back().const_data_ptr()) : nullptr;
+// What sparse tensor cores are told of a pattern: `words` of them, null where there are none.
+inline const uint32_t* metadata(const Checker& check, const char* name, const Tensor& t, int64_t words, const Tensor& x) {
+  check.tensor(name, t, ScalarType::Int, x, {words});
+  return words > 0 ? static_cast<const uint32_t*>(t.const_data_ptr()) : nullptr;
 }
 
 }  // namespace sk

@@ -15,8 +15,11 @@ struct NmCuda : NmPattern {
   sk_nm_cuda w;
 
   NmCuda(const Checker& check, const Pattern& list, const Sizes& sizes, const Tensor& x)
-      : NmPattern(check, list, sizes, x, 1), w{rows, cols, n, m, packed, nullptr} {
-    w.metadata = metadata(check, list, sk_nm_metadata_words_cuda(&w), x);
+      : NmPattern(check, list, sizes, x, 2), w{rows, cols, n, m, packed, nullptr, nullptr} {
+    w.metadata = metadata(check, "metadata", list[2], sk_nm_metadata_words_cuda(&w), x);
+    // Empty where W^T is not 2:4.
+    const int64_t words = list[3].numel() > 0 ? sk_nm_transposed_words_cuda(&w) : 0;
+    w.transposed = metadata(check, "transposed metadata", list[3], words, x);
   }
 };
 

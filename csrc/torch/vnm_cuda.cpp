@@ -16,7 +16,7 @@ struct VnmCuda : VnmPattern {
 
   VnmCuda(const Checker& check, const Pattern& list, const Sizes& sizes, const Tensor& x)
       : VnmPattern(check, list, sizes, x, 1), w{rows, cols, v, n, m, selected, packed, nullptr} {
-    w.metadata = metadata(check, list, sk_vnm_metadata_words_cuda(&w), x);
+    w.metadata = metadata(check, "metadata", list[4], sk_vnm_metadata_words_cuda(&w), x);
   }
 };
 

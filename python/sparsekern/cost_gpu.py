@@ -18,6 +18,7 @@ from .copies import has_mask_on_gpu
 from .cost import MARGIN, Prediction, remembered_at
 from .dense import NATIVE, By, Plan
 from .formats import Pattern
+from .formats.metadata import Metadata
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,11 @@ ENOUGH_BLOCKS = 256
 """Of N:M and V:N:M: where there are fewer, blocks divide the columns, 256 at least for each."""
 FEW = 32
 """Rows of x up to which CSR runs on ``csr_few.h``."""
+FEW_TRANSPOSED = 64
+"""Rows of a gradient up to which that of x does without the transpose of a 2:4 W that is 2:4 too."""
 SECOND_KERNEL = 1.5e-6
-"""What it takes to add up the parts of sums, where blocks divide the columns among them."""
+"""What it takes to launch one more: to add up the parts of sums, where blocks divide the columns among them,
+or to transpose values."""
 
 
 @functools.cache
@@ -100,17 +104,21 @@ class Facts:
         shape: ``(out, in)``.
         values: how many are stored.
         options: of the format: ``block``, or ``n``, ``m`` and ``v``.
+        transposable: W and Wᵀ are 2:4.
     """
 
     format: str
     shape: tuple[int, int]
     values: int
     options: dict[str, Any]
+    transposable: bool = False
 
     @classmethod
     def of(cls, pattern: Pattern) -> Facts:
         """Those of ``pattern``."""
-        return cls(pattern.format, pattern.shape, math.prod(pattern.values_shape), pattern.options)
+        derived = getattr(pattern, "derived", None)
+        both_ways = isinstance(derived, Metadata) and derived.of_both
+        return cls(pattern.format, pattern.shape, math.prod(pattern.values_shape), pattern.options, both_ways)
 
 
 def dense_seconds(shape: tuple[int, int], batch: int, dtype: torch.dtype, gpu: Gpu) -> float:
@@ -133,6 +141,10 @@ def native_seconds(facts: Facts, product: str, batch: int, dtype: torch.dtype, g
     through = batch * (rows + columns) * element  # x and y, once each
     if facts.format == "csr":
         return _csr(facts, product, batch, element, through, gpu)
+    if product == "backward_input" and facts.transposable and fast and batch > FEW_TRANSPOSED:
+        turned = replace(facts, shape=facts.shape[::-1], transposable=False)
+        values = facts.values * (2 * element + 0.25) / gpu.hbm
+        return SECOND_KERNEL + values + native_seconds(turned, "forward", batch, dtype, gpu)
     density = facts.values / size if size else 0.0
     moved = facts.values * (element + 0.25) + through
     tensor = (
@@ -160,8 +172,9 @@ def native_seconds(facts: Facts, product: str, batch: int, dtype: torch.dtype, g
             tensor *= SPARSE_GAIN
         elif product != "backward_weight":
             tensor *= 0.8  # W is expanded in shared memory on the way
-        if product == "backward_input":  # W's columns are multiplied as they stand
+        if product == "backward_input":  # W's columns are multiplied as they stand, and they alone divided
             share, tall, again = 1.0, 128, size * batch * element / 128
+            tensor *= min(1.0, max(1, -(-rows // 128) * -(-batch // 128)) / gpu.multiprocessors)
     blocks, parts = math.ceil(rows / tall) * math.ceil(batch / 128), 1
     if facts.format != "bsr" and product == "forward":
         parts = max(1, min(math.ceil(ENOUGH_BLOCKS / max(blocks, 1)), int(columns * share) // 256))

@@ -18,10 +18,13 @@ typedef struct {
   const uint8_t* packed;    /* as nm.h's */
   const uint32_t* metadata; /* which 2 of 4 columns values are in, as python/sparsekern/formats/metadata.py lays it out. Or
                                NULL: then the zeros beside them are multiplied too. Float32 products do without */
+  const uint32_t* transposed; /* the same of W^T, where W and W^T are 2:4. Or NULL: then grad W multiplies zeros too */
 } sk_nm_cuda;
 
-/* How many words `metadata` has: 0 where the pattern can hold more than 2 values in 4 columns that begin at a multiple of 4. */
+/* How many words `metadata` has: 0 where the pattern can hold more than 2 values in 4 columns that begin at a multiple of 4.
+ * And how many `transposed` has if it is not NULL: 0 where it must be. */
 int64_t sk_nm_metadata_words_cuda(const sk_nm_cuda* w);
+int64_t sk_nm_transposed_words_cuda(const sk_nm_cuda* w);
 
 /* dense [rows, cols], contiguous, = the values where the pattern is and 0 elsewhere; values = dense where the pattern is.
  * element_bytes: 2, 4 or 8. */

@@ -111,7 +111,8 @@ def _pattern(format: str, shape: tuple[int, int], density: float, seed: int) -> 
     if kind.fixed_sparsity is None and density == 0.0:
         return scores, kind.from_mask(torch.zeros(shape, dtype=torch.bool))
     sparsity = 1.0 - density if kind.fixed_sparsity is None else None
-    return scores, kind.from_mask(kind.prune(scores, sparsity))
+    both_ways = format == "2:4" and not any(size % 4 for size in shape)  # GPUs have a kernel for that
+    return scores, kind.from_mask(kind.prune(scores, sparsity, both_ways))
 
 
 @functools.lru_cache(maxsize=1)

@@ -30,9 +30,17 @@ class Metadata:
             mma.m16n8k32": lane 4·g + t has word (t % 2, g, t / 2) of 64 columns), and in this order they are
             CUTLASS's tensor E for ``wgmma`` on Hopper. Empty where the pattern can hold more than 2 values in
             4 columns: :meth:`fits`.
+        transposed: of N:M, the words of Wᵀ where W and Wᵀ are 2:4, else empty: then the gradient of x is a
+            sparse product too. Of V:N:M None.
     """
 
     words: Tensor
+    transposed: Tensor | None = None
+
+    @property
+    def of_both(self) -> bool:
+        """Whether there are words of Wᵀ."""
+        return self.transposed is not None and len(self.transposed) > 0
 
     @staticmethod
     def fits(n: int, width: int) -> bool:
@@ -41,38 +49,28 @@ class Metadata:
 
     @classmethod
     def build(cls, index: Tensor, n: int, width: int, columns: int, tile_rows: int | None = None) -> Metadata:
-        """From the values' positions in their groups.
+        """From the values' positions in their groups. Of 2:4 it waits for one number, of others for none.
 
         Args:
             index: uint8 ``[out, values of a row]``.
             n: values of a group.
             width: columns of a group.
             columns: of a row, the last group may have fewer than ``width``.
-            tile_rows: of a row tile; all rows are one where there is none.
+            tile_rows: of a row tile of V:N:M. None: of N:M.
         """
-        rows = index.shape[0]
+        rows, none = index.shape[0], index.new_empty(0, dtype=torch.int32)
         if not cls.fits(n, width) or rows == 0 or columns == 0:
-            return cls(index.new_empty(0, dtype=torch.int32))
-        nibbles = _nibbles(_occupied(index, n, width, columns))
-        padding = 1 if tile_rows else 4
-        tile_rows = min(tile_rows or rows, rows)
-        tiles, column_blocks = -(-rows // tile_rows), -(-columns // 128)
-        row_blocks = -(-tile_rows // (16 * padding)) * padding
-        empty = int(_nibbles(nibbles.new_zeros(())))
-        nibbles = F.pad(
-            nibbles, (0, column_blocks * 32 - nibbles.shape[1], 0, tiles * tile_rows - rows), value=empty
-        )
-        nibbles = nibbles.view(tiles, tile_rows, column_blocks * 32)
-        nibbles = F.pad(nibbles, (0, 0, 0, row_blocks * 16 - tile_rows), value=empty)
-        # Rows: row block, half, g; columns: column block, k, p, byte, half of a byte.
-        half_bytes = nibbles.view(tiles, row_blocks, 2, 8, column_blocks, 4, 2, 2, 2)
-        in_bytes = half_bytes[..., 0] | half_bytes[..., 1] << 4
-        in_bytes = in_bytes.permute(0, 4, 1, 6, 3, 5, 2, 7).contiguous()
-        return cls(in_bytes.view(-1).view(torch.int32))
+            return cls(none, none if tile_rows is None else None)
+        occupied = _occupied(index, n, width, columns)[:, : -(-columns // 4)]
+        if tile_rows is not None:
+            return cls(_words(occupied, tile_rows))
+        square = (n, width, rows % 4, columns % 4) == (2, 4, 0, 0)
+        turned = _transposed(occupied) if square else None
+        return cls(_words(occupied), none if turned is None else _words(turned))
 
     def tensors(self) -> list[Tensor]:
-        """``[words]``."""
-        return [self.words]
+        """``[words]``, and of N:M ``transposed``."""
+        return [self.words] if self.transposed is None else [self.words, self.transposed]
 
     def _map(self, fn: Callable[[Tensor], Tensor]) -> Metadata:
         return map_tensors(self, fn)
@@ -92,17 +90,44 @@ def _occupied(index: Tensor, n: int, width: int, columns: int) -> Tensor:
     return torch.stack(quads, 2).view(rows, -1)
 
 
+def _transposed(occupied: Tensor) -> Tensor | None:
+    """The same of Wᵀ, uint8 ``[in, out / 4]``, if each 4 rows hold 2 values in each column, else None."""
+    each = torch.arange(4, dtype=torch.uint8, device=occupied.device)
+    bits = occupied.view(-1, 4, occupied.shape[1], 1) >> each & 1  # row of tiles, row, tile, column
+    if not bool((bits.sum(1, dtype=torch.uint8) == 2).all()):
+        return None
+    turned = (bits << each[:, None, None]).sum(1, dtype=torch.uint8)
+    return turned.permute(1, 2, 0).reshape(-1, bits.shape[0])
+
+
+def _words(occupied: Tensor, tile_rows: int | None = None) -> Tensor:
+    """:attr:`Metadata.words`; ``tile_rows`` of V:N:M."""
+    nibbles = torch.tensor(_SLOTS, dtype=torch.uint8, device=occupied.device)[occupied.int()]
+    rows, quads = nibbles.shape
+    padding = 1 if tile_rows else 4
+    tile_rows = min(tile_rows or rows, rows)
+    tiles, column_blocks = -(-rows // tile_rows), -(-quads // 32)
+    row_blocks = -(-tile_rows // (16 * padding)) * padding
+    nibbles = F.pad(nibbles, (0, column_blocks * 32 - quads, 0, tiles * tile_rows - rows), value=_SLOTS[0])
+    nibbles = nibbles.view(tiles, tile_rows, column_blocks * 32)
+    nibbles = F.pad(nibbles, (0, 0, 0, row_blocks * 16 - tile_rows), value=_SLOTS[0])
+    # Rows: row block, half, g; columns: column block, k, p, byte, half of a byte.
+    half_bytes = nibbles.view(tiles, row_blocks, 2, 8, column_blocks, 4, 2, 2, 2)
+    in_bytes = half_bytes[..., 0] | half_bytes[..., 1] << 4
+    return in_bytes.permute(0, 4, 1, 6, 3, 5, 2, 7).contiguous().view(-1).view(torch.int32)
+
+
 def _bit(position: Tensor) -> Tensor:
     """``1 << position`` where that is below 4, else 0; below 0 is far above it in uint8."""
     return torch.where(position < 4, torch.ones_like(position) << (position & 3), 0)
 
 
-def _nibbles(occupied: Tensor) -> Tensor:
+def _slots(bits: int) -> int:
     """The positions of both slots, from the bits of the columns that hold a value."""
-    table = []
-    for bits in range(16):
-        at = [p for p in range(4) if bits >> p & 1]
-        if len(at) < 2:  # 0 and 1; p and 3; 2 and 3
-            at = [0, 1] if not at else [min(at[0], 2), 3]
-        table.append(at[0] | at[1] << 2)
-    return torch.tensor(table, dtype=torch.uint8, device=occupied.device)[occupied.int()]
+    at = [p for p in range(4) if bits >> p & 1]
+    if len(at) < 2:  # 0 and 1; p and 3; 2 and 3
+        at = [0, 1] if not at else [min(at[0], 2), 3]
+    return at[0] | at[1] << 2
+
+
+_SLOTS = [_slots(bits) for bits in range(16)]
