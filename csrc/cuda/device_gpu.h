@@ -159,13 +159,23 @@ SK_DEVICE void multiply_sparse(float (&d)[4], const uint32_t (&a)[4], const uint
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(metadata), "n"(kHalf));
 }
 
+// Of the current device. The runtime knows them by heart: no wait.
+inline int attribute(cudaDeviceAttr which) {
+  int device = 0, value = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&value, which, device);
+  return value;
+}
+
 // Enqueues kernel(arguments...) with this many bytes of shared memory per block. Returns null, or CUDA's message.
 template <class... Parameters, class... Arguments>
 const char* launch(void (*kernel)(Parameters...), Dim grid, int threads, int shared_bytes, Stream stream,
                    Arguments... arguments) {
   if (shared_bytes > 48 << 10) {
-    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                   cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+    // Always the same, as much as there is: with what this launch needs, another thread's could come between and allow less.
+    const cudaError_t error =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
     if (error != cudaSuccess) return cudaGetErrorString(error);
   }
   kernel<<<grid, threads, shared_bytes, stream>>>(arguments...);

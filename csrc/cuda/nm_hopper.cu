@@ -65,13 +65,6 @@ struct Collective {
   using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop, Epilogue>;
 };
 
-int attribute(cudaDeviceAttr which) {
-  int device = 0, value = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&value, which, device);
-  return value;
-}
-
 template <class T>
 const char* run(const Groups& w, const void* values, const sk_matrix& x, const void* bias, sk_activation activation,
                 const sk_matrix& y, Stream stream) {
