@@ -37,6 +37,7 @@ LAUNCH = {
     "linear_tile": (256, 96),
     "backward_input_tile": (256, 96),
     "backward_weight_tile": (256, 96),
+    "backward_input_selected": (512, 226),
     "scatter_groups": (256, 0),
     "gather_groups": (256, 0),
     "transpose_pairs": (256, 17),
@@ -61,6 +62,7 @@ INSTRUCTIONS = {
     "linear_tile<bf16, true>": ("HMMA.SP.16832.F32", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128"),
     "linear_tile<fp16, true>": ("HMMA.SP.16832.F32", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128"),
     "backward_input_tile<bf16>": ("HMMA.16816.F32", "LDSM.16.MT88.4", "LDGSTS.E.BYPASS.128"),
+    "backward_input_selected": ("HMMA.16816.F32", "LDSM.16.MT88.4", "LDGSTS.E.BYPASS.128", "LDS.64"),
     "backward_weight_tile<bf16>": ("HMMA.16816.F32", "LDSM.16.MT88.4", "LDGSTS.E.BYPASS.128"),
 }
 """What instructions in the code of a kernel must begin with, for every type where none is named."""

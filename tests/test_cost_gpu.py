@@ -125,6 +125,22 @@ def test_masks_that_are_2_4_both_ways() -> None:
         assert Facts.of(pattern).transposable == transposable
 
 
+def test_wide_groups() -> None:
+    """The gradient of x of V:N:M from selected columns alone, where there is shared memory for its sums."""
+
+    def seconds(format: str, gpu: cost_gpu.Gpu = HOPPER, **other: Any) -> float:
+        what = {"batch": 4096, "dtype": torch.float16, **other}
+        return cost_gpu.native_seconds(facts(format), "backward_input", gpu=gpu, **what)
+
+    whole = seconds("128:2:8")
+    for format, gain in (("128:2:16", 1.6), ("64:2:16", 1.6), ("64:2:32", 2.0), ("64:2:64", 2.0)):
+        assert whole / seconds(format) == pytest.approx(gain, rel=0.01)
+        for other in ({"gpu": AMPERE}, {"dtype": torch.float32}, {"batch": 700}):
+            assert seconds(format, **other) == seconds("128:2:8", **other)
+    for format in ("96:2:16", "64:2:12", "64:2:100"):
+        assert seconds(format) == whole
+
+
 def test_products_are_chosen_one_by_one() -> None:
     """The gradient of CSR values reads x through L2, that of V:N:M's x multiplies W's zeros."""
     training = cost_gpu.predict(facts("csr", 0.98), 4096, torch.bfloat16, HOPPER)

@@ -58,6 +58,7 @@ GROUPS = (
 GROUP_SHAPES = ((7, 5), (33, 70), (72, 144))
 """The last one in whole runs of 16 bytes: W is copied as it is stored."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SHORT = (torch.bfloat16, torch.float16)
 
 
 def gpu_operands(pattern: Pattern) -> tuple[list[Tensor], list[int]]:
@@ -164,6 +165,15 @@ def test_nothing_is_ragged(format: str, layout: str) -> None:
     Where V is no multiple of 8, a row tile's part of a batch-major gradient begins at no whole run.
     """
     check(Case(format, (128, 256), 64, 1.0, torch.bfloat16, layout))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", SHORT, ids=str)
+@pytest.mark.parametrize("format", ["128:2:16", "192:2:19", "64:2:32", "64:2:50"])
+def test_wide_groups(format: str, dtype: torch.dtype, layout: str) -> None:
+    """The gradient of x from the selected columns alone, 64, 32 or 16 of them at a time."""
+    for shape in ((64, 40), random.choice(((70, 610), (300, 401), (256, 512)))):
+        check(Case(format, shape, random.choice((1, 67, 130)), 1.0, dtype, layout))
 
 
 # --- W and its transpose 2:4 ------------------------------------------------------------------------------
@@ -277,7 +287,6 @@ def test_views_at_odd_addresses() -> None:
 
 # --- along a bit mask -------------------------------------------------------------------------------------
 
-SHORT = (torch.bfloat16, torch.float16)
 MASK_SHAPES = ((1, 1), (7, 5), (17, 63), (33, 257), (130, 300), (20, 1100), (16, 2048))
 
 

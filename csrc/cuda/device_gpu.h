@@ -159,12 +159,22 @@ SK_DEVICE void multiply_sparse(float (&d)[4], const uint32_t (&a)[4], const uint
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(metadata), "n"(kHalf));
 }
 
-// Of the current device. The runtime knows them by heart: no wait.
-inline int attribute(cudaDeviceAttr which) {
-  int device = 0, value = 0;
+// The GPU in use: what CUDA knows by heart, so that asking waits for nothing. Zeros where it does not say.
+struct Device {
+  int capability = 0;  // 90 for 9.0
+  int multiprocessors = 0;
+  int shared_bytes = 0;  // that a block can have
+};
+inline Device this_device() {
+  int device = 0, major = 0, minor = 0;
+  Device found;
   cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&value, which, device);
-  return value;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  cudaDeviceGetAttribute(&found.multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  cudaDeviceGetAttribute(&found.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  found.capability = 10 * major + minor;
+  return found;
 }
 
 // Enqueues kernel(arguments...) with this many bytes of shared memory per block. Returns null, or CUDA's message.
@@ -173,9 +183,8 @@ const char* launch(void (*kernel)(Parameters...), Dim grid, int threads, int sha
                    Arguments... arguments) {
   if (shared_bytes > 48 << 10) {
     // Always the same, as much as there is: with what this launch needs, another thread's could come between and allow less.
-    const cudaError_t error =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                   cudaFuncAttributeMaxDynamicSharedMemorySize, this_device().shared_bytes);
     if (error != cudaSuccess) return cudaGetErrorString(error);
   }
   kernel<<<grid, threads, shared_bytes, stream>>>(arguments...);

@@ -1,9 +1,9 @@
 // The gradients of N:M and V:N:M products. gemm.h has the tiles and the pipeline, groups.h W's tiles.
 // - grad_x = grad W reads W's tiles expanded and transposed: the multiplies of a dense product. Where W^T is 2:4 too, it is
-//   groups_linear.cu's product with that: half of them.
+//   groups_linear.cu's product with that: half of them. Of V:N:M with wide groups groups_selected.h makes it: 4 / M.
 // - grad_values = grad^T x is made densely, and what W has of it is stored. In V:N:M, only of the selected columns: 4 / M.
 
-#include "groups.h"
+#include "groups_selected.h"
 
 namespace sk::gpu::groups {
 
@@ -91,6 +91,22 @@ const char* backward_input_transposed(const Groups& w, const void* values, const
                 stream);
 }
 
+// Whether groups_selected.h makes grad_x, and its error.
+template <class T>
+bool run_selected(const Groups& w, const void* values, const Operand<T>& grad, const sk_matrix& grad_x, const char*& error,
+                  Stream stream) {
+  if constexpr (sizeof(T) == 2) {
+    if (const Selected at = selected_for(w, grad.batch); at.columns > 0) {
+      const int64_t blocks = ceil_div(w.cols, at.columns);
+      const Dim grid = {unsigned(blocks * ceil_div(grad.batch, kWide)), 1, 1};
+      error = launch(backward_input_selected<T>, grid, kSelectedThreads, at.shared_bytes(), stream, w,
+                     static_cast<const T*>(values), grad, Matrix<T>(grad_x), at, blocks);
+      return true;
+    }
+  }
+  return false;
+}
+
 template <class T>
 const char* run_backward(const Groups& w, const void* values, const sk_matrix& grad, const sk_matrix* x,
                          const sk_matrix* grad_x, void* grad_values, void* grad_bias, void* workspace, Stream stream) {
@@ -102,7 +118,7 @@ const char* run_backward(const Groups& w, const void* values, const sk_matrix& g
   if (weight && error == nullptr) error = operand(*x, gathers(w), input, free, stream);
   if (input_too && error == nullptr && runs_transposed(w, grad.batch, kDtype<T>) && aligned(values, 4)) {
     error = backward_input_transposed(w, values, g, *grad_x, free, stream);
-  } else if (input_too && error == nullptr) {
+  } else if (input_too && error == nullptr && !run_selected(w, values, g, *grad_x, error, stream)) {
     const int down = down_for(w.cols);
     const int64_t blocks = ceil_div(w.cols, kTall * down);
     const Dim grid = {unsigned(blocks * ceil_div(grad.batch, kWide)), 1, 1};

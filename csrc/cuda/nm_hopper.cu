@@ -82,7 +82,7 @@ const char* run(const Groups& w, const void* values, const sk_matrix& x, const v
                                        {{}, nullptr, {}, static_cast<T*>(y.data), {cute::_1(), y.stride_batch, 0}}};
   arguments.epilogue.thread = {{{}, {static_cast<const T*>(bias), T(0), {}}, {}}, {activation}};
   cudaGetDevice(&arguments.hw_info.device_id);
-  arguments.hw_info.sm_count = attribute(cudaDevAttrMultiProcessorCount);
+  arguments.hw_info.sm_count = this_device().multiprocessors;
   if (!Kernel::can_implement(arguments)) return "CUTLASS refuses this product";
   auto parameters = Kernel::to_underlying_arguments(arguments, nullptr);
 
@@ -113,8 +113,8 @@ bool hopper_runs(const Groups& w, const void* values, const sk_matrix& x, const 
   // Code for 9.0a runs on no other GPU. Where less than half of the multiprocessors would have a tile, linear_tile's smaller ones
   // are faster: 4096 x 4096 with 256 rows of x takes 12 us there by arithmetic, and 19 as 32 tiles.
   const int64_t tiles = ceil_div(w.rows, kHopperTall) * ceil_div(x.batch, kHopperWide);
-  return attribute(cudaDevAttrComputeCapabilityMajor) == 9 && attribute(cudaDevAttrComputeCapabilityMinor) == 0 &&
-         2 * tiles >= attribute(cudaDevAttrMultiProcessorCount);
+  const Device device = this_device();
+  return device.capability == 90 && 2 * tiles >= device.multiprocessors;
 }
 
 const char* hopper_linear(const Groups& w, const void* values, const sk_matrix& x, const void* bias,

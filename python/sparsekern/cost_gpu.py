@@ -33,6 +33,7 @@ class Gpu:
         l2: bytes of the L2 cache.
         multiprocessors: how many there are.
         clock: of them.
+        shared: bytes of shared memory that a block of threads can have.
         cutlass: multiply-adds of a dense product in the time that CUTLASS takes for a 2:4 one, 0 where the
             library holds no such kernel for the GPU.
     """
@@ -43,6 +44,7 @@ class Gpu:
     l2: float
     multiprocessors: int
     clock: float
+    shared: int
     cutlass: float = 0.0
 
     def dense_rate(self, dtype: torch.dtype) -> float:
@@ -64,10 +66,13 @@ HOPPER = Gpu(
     l2=5.5e12,
     multiprocessors=132,
     clock=1.755e9,
+    shared=227 << 10,
     cutlass=1.2 * 395e12,  # as others measured it on H100
 )
 """An H200: 790 TFLOP/s in bfloat16 and 4.3 TB/s through torch. Also, but for CUTLASS, what came after it."""
-AMPERE = Gpu((125e12, 8e12, 60e12), 0.85, hbm=1.6e12, l2=3.5e12, multiprocessors=108, clock=1.41e9)
+AMPERE = Gpu(
+    (125e12, 8e12, 60e12), 0.85, hbm=1.6e12, l2=3.5e12, multiprocessors=108, clock=1.41e9, shared=163 << 10
+)
 """An A100, whose cuBLAS runs ``mma.sync`` too."""
 
 SPARSE_GAIN = 1.77
@@ -175,6 +180,9 @@ def native_seconds(facts: Facts, product: str, batch: int, dtype: torch.dtype, g
         if product == "backward_input":  # W's columns are multiplied as they stand, and they alone divided
             share, tall, again = 1.0, 128, size * batch * element / 128
             tensor *= min(1.0, max(1, -(-rows // 128) * -(-batch // 128)) / gpu.multiprocessors)
+            if fast and (wide := _selected(facts, batch, gpu)):
+                tensor *= wide / (160 if m < 20 else 128)
+                again = size * batch * element / wide
     blocks, parts = math.ceil(rows / tall) * math.ceil(batch / 128), 1
     if facts.format != "bsr" and product == "forward":
         parts = max(1, min(math.ceil(ENOUGH_BLOCKS / max(blocks, 1)), int(columns * share) // 256))
@@ -182,6 +190,24 @@ def native_seconds(facts: Facts, product: str, batch: int, dtype: torch.dtype, g
     hbm = gpu.hbm if product == "backward_weight" else min(gpu.hbm, reading)
     whole = max(size * share * _padded(batch) / tensor, again / gpu.l2, moved / hbm if moved else 0.0)
     return float(whole) + _adding(parts, batch * rows, gpu)
+
+
+def _selected(facts: Facts, batch: int, gpu: Gpu) -> int:
+    """Columns of W of a block of ``groups_selected.h``, which makes grad W of V:N:M; 0 where it does not run.
+
+    A step of it takes as many instructions as one of the other kernel's 128 columns, or, with 64 selected
+    ones, as 160 of these. Blocks are as wide as shared memory allows, on Ampere too narrow to gain.
+    """
+    m = facts.options["m"]
+    if facts.format != "vnm" or m < 16 or facts.options["v"] % 64 or facts.options["n"] != 2:
+        return 0
+    for slots in (64, 32, 16):
+        wide = slots // 4 * m
+        need = 3 * (16384 + 128 * slots) + 520 * wide
+        if need <= 227 << 10:
+            blocks = -(-facts.shape[1] // wide) * -(-batch // 128)
+            return wide if need <= gpu.shared and 4 * blocks >= 3 * gpu.multiprocessors else 0
+    return 0
 
 
 def _csr(facts: Facts, product: str, batch: int, element: int, through: float, gpu: Gpu) -> float:

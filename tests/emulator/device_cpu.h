@@ -243,6 +243,12 @@ void multiply_sparse(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
   });
 }
 
+// Blocks of a grid run one after the other.
+struct Device {
+  int multiprocessors = 1, shared_bytes = emulator::Block::kMostShared;
+};
+inline Device this_device() { return {}; }
+
 // Runs it at once. Returns null, or what was wrong.
 template <class... Parameters, class... Arguments>
 const char* launch(void (*kernel)(Parameters...), Dim grid, int threads, int shared_bytes, Stream, Arguments... arguments) {

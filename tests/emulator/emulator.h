@@ -74,6 +74,8 @@ struct Thread {
 
 class Block {
  public:
+  static constexpr int kMostShared = 227 << 10;  // bytes, of Hopper; 163 KB on Ampere
+
   // The running block and thread.
   static Block*& current() {
     static thread_local Block* block = nullptr;
@@ -196,8 +198,6 @@ class Block {
   }
 
  private:
-  static constexpr int kMostShared = 227 << 10;  // of Hopper; 163 KB on Ampere
-
   [[gnu::format(printf, 2, 3)]] void fail(const char* format, ...) {
     va_list list;
     va_start(list, format);

@@ -35,7 +35,7 @@ FORMATS = (
 )
 QUICK_FORMATS = ("csr", "bsr16x8", "bsr64", "2:4", "5:11", "64:2:8")
 
-_TINY, _ODD, _ALIGNED, _LONG = (7, 5), (333, 129), (256, 512), (130, 1000)
+_TINY, _ODD, _ALIGNED, _LONG, _WIDE = (7, 5), (333, 129), (256, 512), (130, 1000), (66, 14500)
 _SHAPES = ((1, 1), _TINY, _ODD, _ALIGNED, _LONG)
 _QUICK_SHAPES = (_TINY, _ODD, _ALIGNED)
 _BATCHES = (1, 2, 7, 8, 16, 33, 64, 130)  # on both sides of where kernels for few rows of x end
@@ -109,14 +109,18 @@ def plan(
     samples = 1 if quick else _SAMPLES
     shapes = _QUICK_SHAPES if quick else _SHAPES
     layouts = itertools.cycle(chosen.sample(list(LAYOUTS), len(LAYOUTS)))
-    for spec, dtype, shape in itertools.product(formats, dtypes or DTYPES, shapes):
+    for spec, dtype, shape in itertools.product(formats, dtypes or DTYPES, (*shapes, _WIDE)):
         kind = parse_format(spec)
+        if shape == _WIDE and (device == "cpu" or spec != "128:2:16"):
+            continue  # it has blocks for all of a GPU, as its gradient of x from selected columns needs
         free = kind.fixed_sparsity is None
         products = PRODUCTS[: -len(MASKED)] if kind.kind is BSR else PRODUCTS
         batches = chosen.sample(_BATCHES, samples)
         if spec == "2:4" and shape == _ALIGNED:
             batches[-1] = _BATCHES[-1]  # its mask is 2:4 both ways, and GPUs transpose W for many rows
-        densities = chosen.sample(_DENSITIES, samples) if free else [1.0] * samples
+        if shape == _WIDE:
+            batches = [_BATCHES[-1]]
+        densities = chosen.sample(_DENSITIES, samples) if free else [1.0] * len(batches)
         for batch, density in zip(batches, densities, strict=True):
             layout, number = next(layouts), chosen.randrange(2**31)
             for product in products:
