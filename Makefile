@@ -22,6 +22,7 @@ build: build/editable.stamp ## compile the kernels and install the package in ed
 
 cutlass: $(VENV)/pip.stamp ## CUTLASS's headers, before a build with CUDA: 2:4 on Hopper, for some minutes more
 	$(BIN)/pip install --no-deps $(PIP_ARGS) --group cutlass
+	rm -f build/editable.stamp
 
 demo: build ## train a network dense and sparse, and compare
 	$(BIN)/python examples/train_vision.py $(ARGS)

@@ -24,6 +24,9 @@ ROOT = Path(__file__).resolve().parent
 # Gives the headers where no torch is installed, as pinned in pyproject.toml; the library runs on any >= 2.11.
 TORCH_REQUIREMENT = "torch==2.13.0"
 
+# Which CUTLASS before 3.8 lacks, and one kernel needs.
+CUTLASS_HEADER = "cutlass/gemm/collective/builders/sm90_sparse_config.inl"
+
 
 def find_torch() -> Path | None:
     """torch's package folder. Build isolation hides it from import, but not from where it was installed."""
@@ -42,7 +45,7 @@ def find_cutlass() -> Path | None:
     candidates = [
         Path(sysconfig.get_path(name), "cutlass_library/source/include") for name in ("platlib", "purelib")
     ]
-    return next((c for c in candidates if c.exists()), None)
+    return next((c for c in candidates if (c / CUTLASS_HEADER).exists()), None)
 
 
 class CMakeBuild(build_ext):

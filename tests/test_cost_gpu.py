@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,7 +79,7 @@ def test_no_plan_is_slower_than_dense_and_its_copies(format: str, gpu: str) -> N
 
 
 def test_cutlass_runs_2_of_4_on_hopper() -> None:
-    """Where tiles fill half of the GPU, rows are whole 16 bytes, and the library has it."""
+    """Where its waves of tiles are full, rows are whole 16 bytes, and the library has it."""
     without = replace(HOPPER, cutlass=0.0)
 
     def forward(
@@ -93,6 +94,12 @@ def test_cutlass_runs_2_of_4_on_hopper() -> None:
         assert cost_gpu.predict(facts(spec), 4096, torch.float16, HOPPER, False, False).plan == NATIVE
     for spec, batch, shape, dtype in (
         ("2:4", 256, large, torch.bfloat16),
+        *(
+            ("2:4", b, (rows, 4096), torch.bfloat16)
+            for b in (1, 16, 64)
+            for rows in (8448, 14336, 28672, 32000)
+        ),
+        ("2:4", 1152, large, torch.bfloat16),
         ("2:4", 4096, (4100, 4096), torch.bfloat16),
         ("2:4", 4096, (4096, 4104), torch.bfloat16),
         ("2:4", 4096, large, torch.float32),
@@ -139,6 +146,21 @@ def test_wide_groups() -> None:
             assert seconds(format, **other) == seconds("128:2:8", **other)
     for format in ("96:2:16", "64:2:12", "64:2:100"):
         assert seconds(format) == whole
+
+
+def test_rates_are_of_the_gpu_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for (major, minor), multiprocessors, shared in (((9, 0), 114, 227), ((12, 0), 170, 99), ((8, 6), 82, 99)):
+        found = SimpleNamespace(
+            major=major,
+            minor=minor,
+            multi_processor_count=multiprocessors,
+            shared_memory_per_block_optin=shared << 10,
+        )
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, found=found: found)
+        gpu = cost_gpu.of_device.__wrapped__(torch.device("cuda"))
+        assert (gpu.multiprocessors, gpu.shared) == (multiprocessors, shared << 10)
+        assert gpu.dense == (HOPPER if major >= 9 else AMPERE).dense
+        assert gpu.cutlass == (HOPPER.cutlass if major == 9 and torch.ops.sparsekern.cutlass() else 0.0)
 
 
 def test_products_are_chosen_one_by_one() -> None:

@@ -177,6 +177,13 @@ inline Device this_device() {
   return found;
 }
 
+// Its message, or null for none. CUDA forgets it: else the next launch would report it again.
+inline const char* taken(cudaError_t error) {
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();
+  return cudaGetErrorString(error);
+}
+
 // Enqueues kernel(arguments...) with this many bytes of shared memory per block. Returns null, or CUDA's message.
 template <class... Parameters, class... Arguments>
 const char* launch(void (*kernel)(Parameters...), Dim grid, int threads, int shared_bytes, Stream stream,
@@ -185,11 +192,10 @@ const char* launch(void (*kernel)(Parameters...), Dim grid, int threads, int sha
     // Always the same, as much as there is: with what this launch needs, another thread's could come between and allow less.
     const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                    cudaFuncAttributeMaxDynamicSharedMemorySize, this_device().shared_bytes);
-    if (error != cudaSuccess) return cudaGetErrorString(error);
+    if (error != cudaSuccess) return taken(error);
   }
   kernel<<<grid, threads, shared_bytes, stream>>>(arguments...);
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return taken(cudaGetLastError());
 }
 
 }  // namespace sk::gpu

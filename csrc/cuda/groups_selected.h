@@ -10,7 +10,7 @@ namespace sk::gpu::groups {
 // [64, 128] numbers, 32 x 16 each, over 64 rows of W in a step. Nobody but one warp adds to a column's sums of a row of grad.
 //
 // Instructions bound it, of which a multiprocessor issues 4 in a cycle: some 480 of each warp in a step (100 to copy grad, 100 to expand
-// W, 200 to multiply; 1900 cycles), where shared memory is busy for 1450 with V = 128 (fragments 768, sums 460: 8 bytes each, 1.8 times
+// W, 200 to multiply; 1900 cycles), where shared memory is busy for 1570 with V = 128 (fragments 768, sums 580: 8 bytes each, 2.3 times
 // as lanes meet in banks) and the multiplies take 500. The kernel that multiplies the zeros too takes 1500 in a step, of 128 columns
 // where M = 16 gives 256 here: so this one gains 1.5, and 1.3 to 2 with larger M. M = 8 would have 128 columns.
 constexpr int kSelectedThreads = 512;

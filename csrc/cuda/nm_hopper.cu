@@ -88,7 +88,7 @@ const char* run(const Groups& w, const void* values, const sk_matrix& x, const v
 
   auto* const kernel = cutlass::device_kernel<Kernel>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Kernel::SharedStorageSize);
-  if (error != cudaSuccess) return cudaGetErrorString(error);
+  if (error != cudaSuccess) return taken(error);
   cudaLaunchAttribute cluster;
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {2, 1, 1};
@@ -96,8 +96,7 @@ const char* run(const Groups& w, const void* values, const sk_matrix& x, const v
   launch.gridDim = Kernel::get_grid_shape(parameters), launch.blockDim = Kernel::get_block_shape();
   launch.dynamicSmemBytes = Kernel::SharedStorageSize, launch.stream = stream;
   launch.attrs = &cluster, launch.numAttrs = 1;
-  error = cudaLaunchKernelEx(&launch, kernel, parameters);
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return taken(cudaLaunchKernelEx(&launch, kernel, parameters));
 }
 
 // A matrix whose rows TMA can fetch: 16 bytes aligned, features together.
@@ -109,12 +108,15 @@ bool fits_tma(const sk_matrix& m) {
 
 bool hopper_runs(const Groups& w, const void* values, const sk_matrix& x, const sk_matrix& y, sk_dtype dtype) {
   if (dtype == SK_FLOAT32 || !w.compressed() || w.selected || !w.metadata || w.cols == 0) return false;
-  if (w.cols % 16 || w.rows % 8 || !aligned(values, 16) || !fits_tma(x) || !fits_tma(y)) return false;
-  // Code for 9.0a runs on no other GPU. Where less than half of the multiprocessors would have a tile, linear_tile's smaller ones
-  // are faster: 4096 x 4096 with 256 rows of x takes 12 us there by arithmetic, and 19 as 32 tiles.
-  const int64_t tiles = ceil_div(w.rows, kHopperTall) * ceil_div(x.batch, kHopperWide);
+  if (w.cols % 16 || w.rows % 8 || !aligned(values, 16) || !aligned(w.metadata, 16) || !fits_tma(x) || !fits_tma(y))
+    return false;
   const Device device = this_device();
-  return device.capability == 90 && 2 * tiles >= device.multiprocessors;
+  if (device.capability != 90) return false;  // code for 9.0a runs on no other GPU
+  // Faster than linear_tile, 4 : 3 by the arithmetic of cost_gpu.py, where the product fills as much of its waves of tiles, which
+  // few rows of x do not: 14336 x 4096 with one takes 17 us there, and would take 37 here. Clusters have two tiles of rows.
+  const int64_t tiles = ceil_div(w.rows, 2 * kHopperTall) * 2 * ceil_div(x.batch, kHopperWide);
+  const int64_t waves = ceil_div(tiles, device.multiprocessors);
+  return 4 * w.rows * x.batch >= 3 * waves * device.multiprocessors * kHopperTall * kHopperWide;
 }
 
 const char* hopper_linear(const Groups& w, const void* values, const sk_matrix& x, const void* bias,

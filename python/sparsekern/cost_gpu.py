@@ -93,11 +93,16 @@ or to transpose values."""
 
 @functools.cache
 def of_device(device: torch.device) -> Gpu:
-    """The rates for a CUDA device, by its compute capability."""
-    capability = torch.cuda.get_device_capability(device)
-    if capability < (9, 0):
-        return AMPERE
-    return HOPPER if capability == (9, 0) and torch.ops.sparsekern.cutlass() else replace(HOPPER, cutlass=0.0)
+    """The rates for a CUDA device, by its compute capability, and what it says of itself."""
+    found = torch.cuda.get_device_properties(device)
+    capability = (found.major, found.minor)
+    cutlass = HOPPER.cutlass if capability == (9, 0) and torch.ops.sparsekern.cutlass() else 0.0
+    return replace(
+        HOPPER if capability >= (9, 0) else AMPERE,
+        multiprocessors=found.multi_processor_count,
+        shared=found.shared_memory_per_block_optin,
+        cutlass=cutlass,
+    )
 
 
 @dataclass(frozen=True)
@@ -227,16 +232,19 @@ def _csr(facts: Facts, product: str, batch: int, element: int, through: float, g
 
 
 def _cutlass(facts: Facts, batch: int, gpu: Gpu) -> float:
-    """Of nm_hopper.cu's product in 128 x 256 tiles, which half of the GPU has at least; else 0."""
+    """Of nm_hopper.cu's product, or 0 where it does not run.
+
+    It makes 128 x 256 tiles, two at a time, of which three quarters of its waves must be full; and takes x
+    and y that are batch-major, which is taken for granted here.
+    """
     rows, columns = facts.shape
-    tiles = math.ceil(rows / 128) * math.ceil(batch / 256)
-    fits = rows % 8 == 0 and columns % 16 == 0 and 2 * tiles >= gpu.multiprocessors
-    if not gpu.cutlass or facts.format != "nm" or not fits:
+    if not gpu.cutlass or facts.format != "nm" or rows % 8 or columns % 16:
         return 0.0
     if (facts.options["n"], facts.options["m"]) not in ((2, 4), (1, 2)):
         return 0.0
-    waves = math.ceil(tiles / gpu.multiprocessors)
-    return waves * gpu.multiprocessors * 128 * 256 * columns / gpu.cutlass
+    tiles = math.ceil(rows / 256) * 2 * math.ceil(batch / 256)
+    room = math.ceil(tiles / gpu.multiprocessors) * gpu.multiprocessors * 128 * 256
+    return room * columns / gpu.cutlass if 4 * rows * batch >= 3 * room else 0.0
 
 
 def masked_seconds(facts: Facts, product: str, batch: int, dtype: torch.dtype, gpu: Gpu) -> float:
