@@ -52,7 +52,7 @@ def test_the_expected_instructions(resources: dict[str, dict[str, dict[str, int]
                 prefix for prefix in expected if not any(name.startswith(prefix) for name in code[kernel])
             ]
             assert not missing, f"{kernel} for {arch} lacks {missing}"
-            # Where ptxas lets each `wgmma` wait for the last, which it only remarks (C7510), each begins anew.
+            # Where ptxas lets each `wgmma` wait for the last, which it only remarks (C7510), all begin anew.
             multiplies = sum(n for name, n in code[kernel].items() if name.startswith("HGMMA"))
             assert arch != HOPPER or code[kernel]["WARPGROUP.ARRIVE"] < multiplies
 

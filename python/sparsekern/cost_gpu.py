@@ -94,7 +94,7 @@ or to transpose values."""
 @functools.cache
 def of_device(device: torch.device) -> Gpu:
     """The rates for a CUDA device, by its compute capability, and what it says of itself."""
-    found = torch.cuda.get_device_properties(device)
+    found: Any = torch.cuda.get_device_properties(device)  # torch's stubs lack what is asked for
     capability = (found.major, found.minor)
     cutlass = HOPPER.cutlass if capability == (9, 0) and torch.ops.sparsekern.cutlass() else 0.0
     return replace(
