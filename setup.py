@@ -55,7 +55,10 @@ class CMakeBuild(build_ext):
         torch = find_torch()
         if torch is None:
             raise SystemExit(f"sparsekern needs torch >= 2.11 to build: pip install {TORCH_REQUIREMENT}")
-        if not (os.environ.get("CXX") or any(map(shutil.which, ("c++", "g++", "clang++")))):
+        if cxx := shlex.split(os.environ.get("CXX", "")):
+            if not shutil.which(cxx[0]):
+                raise SystemExit(f"CXX must name a C++17 compiler to build sparsekern, got {' '.join(cxx)}")
+        elif not any(map(shutil.which, ("c++", "g++", "clang++"))):
             raise SystemExit("sparsekern needs a C++17 compiler to build: install g++ or clang++, or set CXX")
         if not (ninja := shutil.which("ninja")) or not shutil.which("cmake"):
             raise SystemExit("sparsekern needs cmake and ninja on PATH to build: pip install cmake ninja")

@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         state = checkpoint.load(path) if chosen.resume else None
         if state is not None:  # its options become the defaults
+            _check_recipe(state, path)
             parser.set_defaults(**state["recipe"])
             chosen = parser.parse_args(argv)
         recipe = Recipe(**{field.name: getattr(chosen, field.name) for field in fields(Recipe)})
@@ -53,8 +54,14 @@ def _train(recipe: Recipe, chosen: argparse.Namespace, state: dict[str, Any] | N
     except ValueError as error:  # a format or distribution that sparsekern does not know
         sys.exit(f"train_vision: error: {error}")
     if state is not None:
-        for run, saved in zip(runs, state["runs"], strict=True):
-            run.load_state_dict(saved)
+        try:
+            for run, saved in zip(runs, state["runs"], strict=True):
+                run.load_state_dict(saved)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise CheckpointError(
+                f"{path}: must hold the state of {recipe.method}, got another ({reason})"
+            ) from None
     resumable = state is not None
     try:
         for number in range(recipe.epochs):
@@ -70,14 +77,22 @@ def _train(recipe: Recipe, chosen: argparse.Namespace, state: dict[str, Any] | N
                     f"test accuracy {100 * epoch.accuracy:.2f} %  {epoch.seconds:.1f} s",
                     flush=True,
                 )
+        print(f"\n{report.table(runs)}")
+        report.picture(runs, chosen.out / "accuracy.png")
+        print(f"\nPicture: {chosen.out / 'accuracy.png'}   Checkpoint: {path}")
     except KeyboardInterrupt:
         resume = f"Continue with: {sys.argv[0]} --resume --out {chosen.out}"
         print(f"\nStopped. {resume if resumable else 'No epoch was finished.'}", file=sys.stderr)
         return STOPPED
-    print(f"\n{report.table(runs)}")
-    report.picture(runs, chosen.out / "accuracy.png")
-    print(f"\nPicture: {chosen.out / 'accuracy.png'}   Checkpoint: {path}")
     return 0
+
+
+def _check_recipe(state: dict[str, Any], path: Path) -> None:
+    """Raises unless a checkpoint holds every option, and no other."""
+    saved, names = state.get("recipe"), {field.name for field in fields(Recipe)}
+    if not isinstance(saved, dict) or saved.keys() != names or not isinstance(state.get("runs"), list):
+        got = sorted(saved) if isinstance(saved, dict) else type(saved).__name__
+        raise CheckpointError(f"{path}: must hold runs and a recipe of {sorted(names)}, got {got}")
 
 
 def _check_same(recipe: Recipe, saved: dict[str, Any], path: Path) -> None:

@@ -327,6 +327,23 @@ def test_set_pattern_takes_its_own_format(format):
         layer.set_pattern(random_pattern(other, (100, 70), 0.5))
 
 
+@formats
+@pytest.mark.parametrize("make", [lambda v: v.to("meta"), lambda v: v.int(), lambda v: v.cfloat(), list])
+def test_set_pattern_takes_values_that_are_numbers(format, make):
+    layer = sk.SparseLinear(70, 100, format=format)
+    pattern, values = layer.pattern, layer.values.detach().clone()
+    with raises("values must be a tensor of floating-point numbers, got"):
+        layer.set_pattern(random_pattern(format, (100, 70), 0.5), make(values))
+    assert layer.pattern is pattern
+    assert torch.equal(layer.values, values)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_layers_of_floating_point_numbers(dtype):
+    with raises(f"dtype must be one of .*, got {dtype}"):
+        sk.SparseLinear(70, 100, dtype=dtype)
+
+
 # --- linear ---
 
 

@@ -213,9 +213,9 @@ def test_bad_shape(shape):
         CSR(shape, *GOOD)
 
 
-@pytest.mark.parametrize("flat", [[3, 1], [2, 2], [-1, 4], [0, 15]])
+@pytest.mark.parametrize("flat", [[3, 1], [7, 1], [2, 2], [-1, 4], [0, 15], [15], [0.0, 1.0], [[0, 1]]])
 def test_bad_flat_index(flat):
-    with pytest.raises(ValueError, match="must"):
+    with pytest.raises(ValueError, match="flat_index must"):
         CSR.from_flat_index((3, 5), torch.tensor(flat))
 
 

@@ -163,8 +163,22 @@ def test_counts_bytes() -> None:
 
 def test_stops_when_the_loss_diverges() -> None:
     run = Run("dense", recipe(lr=float("inf")), data.load("digits"))
-    with pytest.raises(FloatingPointError, match="dense: the training loss must be finite, got nan"):
+    with pytest.raises(FloatingPointError, match="dense: training must stay finite, got inf or NaN"):
         run.train_epoch()
+
+
+def test_stops_when_weights_diverge_before_the_masks_move() -> None:
+    run = Run("rigl", recipe(lr=1e30, update_every=3), data.load("digits"))
+    with pytest.raises(FloatingPointError, match="rigl: training must stay finite, got inf or NaN"):
+        run.train_epoch()
+
+
+def test_refuses_images_of_one_colour() -> None:
+    split = data.Split(torch.full((3, 4), 5, dtype=torch.uint8), torch.zeros(3, dtype=torch.long))
+    with pytest.raises(
+        data.DataError, match="training images must not be all of one colour, got 5 everywhere"
+    ):
+        data._dataset("grey", "here", 2, split, split)
 
 
 # --- command line ---
@@ -243,8 +257,11 @@ def test_a_real_interrupt(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--sparsity", "1"], "--sparsity: must be a number in [0, 1), got '1'"),
-        (["--sparsity", "many"], "--sparsity: must be a number in [0, 1), got 'many'"),
+        (["--sparsity", "1"], "--sparsity: must be a number in (0, 1), got '1'"),
+        (["--sparsity", "0"], "--sparsity: must be a number in (0, 1), got '0'"),
+        (["--sparsity", "many"], "--sparsity: must be a number in (0, 1), got 'many'"),
+        (["--threads", "99999999999"], "--threads: must be at most 1024, got '99999999999'"),
+        (["--device", "meta"], "--device: must be a device of this machine, got 'meta'"),
         (["--drop-fraction", "0"], "--drop-fraction: must be a number in (0, 1], got '0'"),
         (["--epochs", "0"], "--epochs: must be a whole number of 1 or more, got '0'"),
         (["--method", "magic"], "--method: invalid choice: 'magic'"),
@@ -276,6 +293,28 @@ def test_refuses_to_resume_with_other_options(tmp_path: Path, capsys: pytest.Cap
     assert main(tmp_path, "--method", "dense") == 0
     assert main(tmp_path, "--method", "dense", "--resume", "--lr", "0.5") == 1
     assert "--lr must be 0.004 as in the checkpoint, got 0.5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("recipe"), "must hold runs and a recipe of"),
+        (lambda state: state["recipe"].pop("lr"), "must hold runs and a recipe of"),
+        (lambda state: state.pop("runs"), "must hold runs and a recipe of"),
+        (lambda state: state["runs"].clear(), "must hold the state of"),
+        (lambda state: state["runs"][0]["model"].clear(), "must hold the state of"),
+        (lambda state: state["runs"][0].pop("history"), "must hold the state of"),
+    ],
+)
+def test_refuses_a_checkpoint_without_something(
+    change: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(tmp_path, "--method", "static") == 0
+    state = checkpoint.load(tmp_path / "checkpoint.pt")
+    change(state)
+    checkpoint.save(tmp_path / "checkpoint.pt", state)
+    assert main(tmp_path, "--resume") == 1
+    assert message in capsys.readouterr().err
 
 
 def test_help_names_every_option_and_default() -> None:

@@ -213,6 +213,22 @@ def test_the_state_of_another_method_is_refused():
         rigl.load_state_dict(static.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [("step_count", -3), ("step_count", "x"), ("generator", torch.zeros(3)), ("generator", 1), ("churn", [])],
+)
+def test_a_state_that_cannot_be_changes_nothing(entry, value):
+    model = make_model()
+    method = RigL(model, torch.optim.SGD(model.parameters(), lr=0.1), total_steps=10)
+    before = method.state_dict()
+    with pytest.raises(ValueError, match=f"{entry} must be"):
+        method.load_state_dict(before | {"step_count": 5} | {entry: value})
+    after = method.state_dict()
+    assert after["step_count"] == 0
+    assert torch.equal(after["generator"], before["generator"])
+    assert after["churn"] == before["churn"]
+
+
 # --- bad input ----------------------------------------------------------------------------------------------
 
 
@@ -223,7 +239,9 @@ def test_the_state_of_another_method_is_refused():
         ({"total_steps": 1.5}, "total_steps must be a whole number of 1 or more, got 1.5"),
         ({"drop_fraction": 1.5}, r"drop_fraction must be in \[0, 1\], got 1.5"),
         ({"drop_fraction": schedules.linear(2.0)}, r"drop_fraction must be in \[0, 1\], got Schedule"),
-        ({"update_every": 0}, "update_every must be at least 1, got 0"),
+        ({"update_every": 0}, "update_every must be a whole number of 1 or more, got 0"),
+        ({"update_every": 1.5}, "update_every must be a whole number of 1 or more, got 1.5"),
+        ({"stop": "x"}, "stop must be a fraction .*, got 'x'"),
         ({"stop": 1.5}, "stop must be a fraction .*, got 1.5"),
         ({"stop": 1}, "stop must be a fraction .*, got 1"),
     ],

@@ -114,4 +114,8 @@ def _digits() -> Dataset:
 
 def _dataset(name: str, source: str, classes: int, train: Split, test: Split) -> Dataset:
     pixels = train.images.float()
+    if not pixels.std() > 0:
+        raise DataError(
+            f"{source}: training images must not be all of one colour, got {pixels[0, 0]:g} everywhere"
+        )
     return Dataset(name, source, classes, train, test, pixels.mean().item(), pixels.std().item())

@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
 
     group = result.add_argument_group("sparsity")
     group.add_argument(
-        "--sparsity", type=_sparsity, default=0.9, metavar="S", help="share of absent weights, in [0, 1)"
+        "--sparsity", type=_sparsity, default=0.9, metavar="S", help="share of absent weights, in (0, 1)"
     )
     group.add_argument("--format", default="csr", metavar="NAME", help="how sparse weights are stored")
     group.add_argument(
@@ -87,9 +87,7 @@ def parser() -> argparse.ArgumentParser:
         "--resume", action="store_true", help="continue from the checkpoint in --out, with its options"
     )
     group.add_argument("--device", type=_device, default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, ...")
-    group.add_argument(
-        "--threads", type=_positive, metavar="N", help="CPU threads; without it torch's choice"
-    )
+    group.add_argument("--threads", type=_threads, metavar="N", help="CPU threads; without it torch's choice")
     return result
 
 
@@ -110,10 +108,17 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _threads(text: str) -> int:
+    count = _positive(text)
+    if count > 1024:
+        raise argparse.ArgumentTypeError(f"must be at most 1024, got {text!r}")
+    return count
+
+
 def _sparsity(text: str) -> float:
     value = _number(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must be a number in [0, 1), got {text!r}")
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must be a number in (0, 1), got {text!r} (dense: --method dense)")
     return value
 
 
@@ -133,7 +138,10 @@ def _number(text: str) -> float:
 
 def _device(text: str) -> torch.device:
     try:
-        return torch.empty(0, device=text).device
+        device = torch.empty(0, device=text).device
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing")
+        return device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split(". ")[0][:100]
         raise argparse.ArgumentTypeError(

@@ -138,7 +138,7 @@ class Run:
         is the same whether the session was interrupted before it or not.
 
         Raises:
-            FloatingPointError: the loss is no longer finite.
+            FloatingPointError: the loss or the weights are no longer finite.
         """
         torch.manual_seed(self.recipe.seed * 1_000_003 + len(self.history))
         device = self.data.train.labels.device
@@ -152,17 +152,24 @@ class Run:
             loss.backward()
             self.optimizer.step()
             if self.method is not None:
-                self.method.step()
+                try:
+                    self.method.step()
+                except ValueError:  # scores that are no numbers
+                    self._check_finite(*(p.sum() for p in self.model.parameters()))
+                    raise
             self.scheduler.step()
             total += loss.detach() * len(y)
         seconds = _now(device) - start
         epoch = Epoch(total.item() / len(self.data.train), self.accuracy(self.data.test), seconds)
-        if not torch.isfinite(total):
-            raise FloatingPointError(
-                f"{self.name}: the training loss must be finite, got {epoch.loss}; try a smaller --lr"
-            )
+        self._check_finite(total)
         self.history.append(epoch)
         return epoch
+
+    def _check_finite(self, *sums: Tensor) -> None:
+        if not all(bool(torch.isfinite(each)) for each in sums):
+            raise FloatingPointError(
+                f"{self.name}: training must stay finite, got inf or NaN; try a smaller --lr"
+            )
 
     @torch.no_grad()
     def accuracy(self, split: Split) -> float:

@@ -42,7 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     if arguments.command == "info":
-        print(info())
+        try:
+            print(info(), flush=True)
+        except BrokenPipeError:  # `| head` has what it wants; at exit Python would flush once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     try:
         return _MAINS[arguments.command](arguments)

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from .._library import define, has_kernel
-from .checks import INT32_MAX, check_compressed, check_nnz, check_scores, check_shape, kept_count
+from .checks import (
+    INT32_MAX,
+    check_compressed,
+    check_nnz,
+    check_scores,
+    check_shape,
+    check_tensor,
+    kept_count,
+)
 from .pattern import DevicePattern, check_mask, map_tensors, top_mask
 from .sampling import sample
 
@@ -147,8 +155,21 @@ class CSR(DevicePattern):
 
     @classmethod
     def from_flat_index(cls, shape: tuple[int, int], flat_index: Tensor) -> CSR:
-        """The pattern of ascending int64 positions in the flattened ``[out·in]`` weight. O(nnz) memory."""
+        """The pattern of ascending int64 positions in the flattened ``[out·in]`` weight. O(nnz) memory.
+
+        Raises:
+            ValueError: positions that are no int64 vector, do not ascend strictly, or are outside the weight.
+        """
+        out_features, in_features = check_shape(shape)
         check_nnz(flat_index.numel(), shape)
+        check_tensor("flat_index", flat_index, torch.int64, (flat_index.numel(),))
+        if flat_index.numel():
+            first, last, ascends = flat_index[0], flat_index[-1], (flat_index[1:] > flat_index[:-1]).all()
+            if not bool((first >= 0) & (last < out_features * in_features) & ascends):
+                raise ValueError(
+                    f"flat_index must ascend strictly in [0, {out_features * in_features}), "
+                    f"got {[*flat_index[:4].tolist(), '...', *flat_index[-1:].tolist()]}"
+                )
         return cls(shape, *compress(flat_index, *shape))
 
     @classmethod

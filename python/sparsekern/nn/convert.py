@@ -25,7 +25,8 @@ def sparsify(
     """Replace the ``nn.Linear`` layers of ``model`` by :class:`SparseLinear`, each pruned by magnitude.
 
     Norms, embeddings, biases and subclasses of ``nn.Linear`` are left alone. A module that is used in several
-    places stays one module. Make the optimizer afterwards: the layers have new parameters.
+    places stays one module. Make the optimizer afterwards: the layers have new parameters. Hooks of replaced
+    layers are not carried over: register them afterwards too.
 
     Args:
         model: changed in place, unless it is itself an ``nn.Linear``: use what is returned.
@@ -86,6 +87,8 @@ def densify(model: nn.Module) -> nn.Module:
 
     The model is changed in place, unless it is itself a ``SparseLinear``: use what is returned.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     return _replace(model, {m: m.to_dense() for m in model.modules() if isinstance(m, SparseLinear)})
 
 

@@ -67,6 +67,8 @@ class SparseLinear(nn.Module):
                 raise TypeError(f"{name} must be an integer, got {size!r}")
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
+        if dtype is not None and dtype not in ops.SCATTER_DTYPES:
+            raise ValueError(f"dtype must be one of {list(ops.SCATTER_DTYPES)}, got {dtype}")
         kind = parse_format(format)
         if sparsity is None and kind.fixed_sparsity is None:
             sparsity = 0.9
@@ -209,6 +211,12 @@ class SparseLinear(nn.Module):
         pattern = pattern.to(self.values.device)
         if values is None:
             values = move_values(self.pattern, pattern, self.values)
+        meta = isinstance(values, Tensor) and values.is_meta and not self.values.is_meta
+        if not isinstance(values, Tensor) or not values.is_floating_point() or meta:
+            got = (
+                f"{values.dtype} on {values.device}" if isinstance(values, Tensor) else type(values).__name__
+            )
+            raise ValueError(f"values must be a tensor of floating-point numbers, got {got}")
         if tuple(values.shape) != pattern.values_shape:
             raise ValueError(f"values must have shape {list(pattern.values_shape)}, got {list(values.shape)}")
         self.pattern = pattern
@@ -250,8 +258,9 @@ class SparseLinear(nn.Module):
         rest = {key: tensor for key, tensor in state_dict.items() if key[len(prefix) :] not in names[:-1]}
         missing = [prefix + name for name in names if prefix + name not in state_dict]
         if not missing:
+            assign = local_metadata.get("assign_to_params_buffers", False)
             try:
-                self._load_pattern({name: state_dict[prefix + name] for name in names})
+                self._load_pattern({name: state_dict[prefix + name] for name in names}, assign)
             except (ValueError, TypeError) as error:
                 # torch collects the messages of all layers and raises them as one error.
                 error_msgs.append(f"{prefix}pattern is refused: {error}")
@@ -264,7 +273,7 @@ class SparseLinear(nn.Module):
             rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
-    def _load_pattern(self, state: dict[str, Tensor]) -> None:
+    def _load_pattern(self, state: dict[str, Tensor], assign: bool) -> None:
         """Take over a checked pattern, and make room for its values."""
         for name, tensor in state.items():
             if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
@@ -276,6 +285,8 @@ class SparseLinear(nn.Module):
             raise ValueError(f"shape must be {list(self.pattern.shape)}, got {shape.tolist()}")
         if not values.is_floating_point():
             raise ValueError(f"values must be floating-point numbers, got {values.dtype}")
+        if values.is_meta and not (self.values.is_meta or assign):
+            raise ValueError("values must hold numbers, got a tensor on meta")
         # A copy, even on one device: what was checked must not change with a memory-mapped file.
         device = values.device if self.values.is_meta else self.values.device
         state = {name: tensor.to(device, copy=True).contiguous() for name, tensor in state.items()}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..formats import CSR
 from ..nn import SparseLinear
 from .gradients import GradientRecorder
-from .method import Method
+from .method import Method, check_count
 from .optimizer_state import carry_state
 from .schedules import Schedule, check_point, cosine, steps
 from .updater import RowScores, drop_grow_sparse
@@ -56,11 +56,12 @@ class SET(Method):
     ) -> None:
         super().__init__(model, optimizer, total_steps=total_steps)
         check_point("stop", stop)
+        if not isinstance(drop_fraction, (Schedule, int, float)):
+            raise TypeError(f"drop_fraction must be a Schedule or a number in [0, 1], got {drop_fraction!r}")
         schedule = drop_fraction if isinstance(drop_fraction, Schedule) else cosine(drop_fraction, end=stop)
         if not (0.0 <= schedule.first <= 1.0 and 0.0 <= schedule.last <= 1.0):
             raise ValueError(f"drop_fraction must be in [0, 1], got {drop_fraction}")
-        if update_every < 1:
-            raise ValueError(f"update_every must be at least 1, got {update_every}")
+        check_count("update_every", update_every)
         for name, layer in self.layers.items():
             if not isinstance(layer.pattern, CSR):
                 raise ValueError(
@@ -104,6 +105,16 @@ class SET(Method):
         self.churn = dict(zip(self.layers, state["churn"], strict=True))
         self.gradients.disarm()
         self._prepare()
+
+    def _check_state(self, state: dict[str, Any]) -> None:
+        generator, churn = state["generator"], state["churn"]
+        own = self.generator.get_state()
+        if not isinstance(generator, Tensor) or (generator.dtype, generator.shape) != (own.dtype, own.shape):
+            raise ValueError(
+                f"generator must be a {own.dtype} tensor of {own.numel()}, got {generator!r:.60}"
+            )
+        if not isinstance(churn, list) or len(churn) != len(self.layers):
+            raise ValueError(f"churn must be a list of {len(self.layers)} numbers, got {churn!r:.60}")
 
     def _is_due(self, step: int) -> bool:
         return step % self.update_every == 0 and step < steps(self.stop, self.total_steps)

@@ -36,8 +36,11 @@ class Method:
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, total_steps: int) -> None:
-        if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
-            raise ValueError(f"total_steps must be a whole number of 1 or more, got {total_steps!r}")
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        check_count("total_steps", total_steps)
         self.layers: dict[str, SparseLinear] = {
             name: module
             for name, module in model.named_modules()
@@ -84,14 +87,23 @@ class Method:
         return {"step_count": self.step_count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` gave. Raises ``ValueError`` if it is of another method."""
+        """Take over what :meth:`state_dict` gave: all of it, or nothing.
+
+        Raises:
+            ValueError: the state of another method, or with entries that cannot be.
+        """
         expected = self.state_dict().keys()
         if state.keys() != expected:
             raise ValueError(
                 f"state must be that of {type(self).__name__}, with {sorted(expected)}, got {sorted(state)}"
             )
+        check_count("step_count", state["step_count"], 0)
+        self._check_state(state)
         self.step_count = state["step_count"]
         self._stepped = False
+
+    def _check_state(self, state: dict[str, Any]) -> None:
+        """Raise ``ValueError`` if an entry of a state with the right names cannot be."""
 
     def _advance(self, stepped: bool) -> None:
         """What :meth:`step` does, after the clock has moved if ``stepped``."""
@@ -105,6 +117,12 @@ class Method:
         # the device, by this tensor. It is read only when it matters, as reading it waits for the GPU.
         found_inf = getattr(optimizer, "found_inf", None)
         self._stepped = found_inf is None or not self._is_due(self.step_count + 1) or not bool(found_inf)
+
+
+def check_count(name: str, count: Any, least: int = 1) -> None:
+    """Raise unless ``count`` is an int, no bool, of ``least`` or more."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < least:
+        raise ValueError(f"{name} must be a whole number of {least} or more, got {count!r}")
 
 
 def _check_ranks(layers: dict[str, SparseLinear]) -> None:

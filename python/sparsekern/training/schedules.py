@@ -55,7 +55,8 @@ class Schedule:
 
 def check_point(name: str, point: int | float) -> None:
     """Raise unless ``point`` is a step or a fraction. The int 1, which few mean as a step, is refused."""
-    if not (0.0 <= point <= 1.0 if isinstance(point, float) else point == 0 or point > 1):
+    number = isinstance(point, (int, float))
+    if not number or not (0.0 <= point <= 1.0 if isinstance(point, float) else point == 0 or point > 1):
         raise ValueError(
             f"{name} must be a fraction of all steps (a float in [0.0, 1.0]) or a step (an int, 0 or above 1)"
             f", got {point!r}"
