@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from sparsekern.benchmark import OURS, PEERS, Case, Contender, Facts, Row, run_case
 from sparsekern.benchmark.roofline import Roofline
 
@@ -10,9 +11,12 @@ class Flat(Roofline):
     """A machine of known peaks, so that no test waits for the real one's."""
 
     def __init__(self) -> None:
-        self.source = "fma"
+        pass
 
-    def gflops(self) -> float:
+    def source(self, dtype: torch.dtype) -> str:
+        return "fma"
+
+    def gflops(self, source: str) -> float:
         return 100.0
 
     def read_gbs(self) -> float:

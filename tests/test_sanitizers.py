@@ -16,6 +16,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or ""
 X86 = platform.machine() in ("x86_64", "AMD64")
+DOT_FLAGS = {
+    "generic_bf16": ["-DSK_BASE=generic", "-DSK_PLAIN_DOTS"],
+    **({"avx512_bf16": ["-DSK_BASE=avx512", "-march=x86-64-v4", "-mavx512bf16"]} if X86 else {}),
+}
 ISA_FLAGS = {"generic": [], **({"avx2": ["-march=x86-64-v3"], "avx512": ["-march=x86-64-v4"]} if X86 else {})}
 
 
@@ -30,12 +34,14 @@ def test_random_products(sanitizers: str, tmp_path: Path) -> None:
         for isa in ISA_FLAGS
         for name in ("csr", "bsr", "nm", "vnm", "mask", "peak")
     ]
+    sources += [(isa, ROOT / "csrc/cpu/bsr_dots.cpp") for isa in DOT_FLAGS]
+    sources += [(isa, ROOT / "csrc/cpu/peak.cpp") for isa in DOT_FLAGS if isa != "generic_bf16"]
     programs = [ROOT / f"tests/cpp/{name}_random.cpp" for name in ("csr", "bsr", "nm")]
 
     def compile_one(job: tuple[str, Path]) -> Path:
         isa, source = job
         target = tmp_path / f"{source.stem}{isa}.o"
-        options = [f"-DSK_ISA={isa}", *ISA_FLAGS[isa]] if isa else []
+        options = [f"-DSK_ISA={isa}", *(ISA_FLAGS | DOT_FLAGS)[isa]] if isa else ["-DSK_PLAIN_DOTS"]
         subprocess.run([COMPILER, *flags, *options, "-c", source, "-o", target], check=True)
         return target
 

@@ -21,78 +21,12 @@
 
 #include "sparsekern/bsr.h"
 
-#include "activation.h"
 #include "bsr_backward.h"
 #include "bsr_few_backward.h"
+#include "bsr_linear.h"
 #include "kernels.h"
 
 namespace sk::SK_ISA {
-namespace {
-
-// Rows of block rows [i0, i1) of y for one panel. `out` holds one block row.
-template <class T>
-void linear_rows(const sk_bsr& w, const T* values, int64_t i0, int64_t i1, const float* x, const T* bias,
-                 sk_activation activation, const sk_matrix& y, Slice s, float* out) {
-  const int64_t height = w.block_rows, width = w.block_cols, size = height * width,
-                step = max<int64_t>(1, kSegment / width);
-  const Rows sums = {out, s.stride};
-  float offsets[128];
-  for (int64_t i = i0; i < i1; i++) {
-    const int64_t r0 = i * height, r1 = min(r0 + height, w.rows), end = w.block_row_ptr[i + 1];
-    const bool direct = has_rows<T>(y, s) && activation == SK_IDENTITY && r1 - r0 == height;
-    for (int64_t r = 0; r < height; r++) offsets[r] = bias && r0 + r < r1 ? to_float(bias[r0 + r]) : 0.0f;
-    Start from = {{}, offsets};
-    int64_t k = w.block_row_ptr[i];
-    do {  // once at least: rows without blocks are the bias
-      for (int64_t c0 = 0; c0 < width; c0 += kSegment) {
-        Parts<T> parts;
-        for (int64_t b = k; b < min(k + step, end); b++) {
-          const int64_t c = w.block_col_idx[b] * width + c0;
-          parts.add({values + b * size + c0, x + c * s.stride, min(min(width, kSegment), w.cols - c)});
-        }
-        if (is_far<T>(w) && c0 == 0)
-          for (int64_t b = k + step; b < min(k + 2 * step, w.blocks); b++) parts.fetch(values + b * size);
-        const bool last = k + step >= end && c0 + kSegment >= width;
-        multiply_parts<false>(parts, width, size, height, s, from, direct && last ? rows_of(y, r0, s) : sums);
-        from.rows = sums;
-      }
-    } while ((k += step) < end);
-    if (direct) continue;
-    activate(activation, out, (r1 - r0) * s.stride);
-    unpack<T>(y, r0, r1, s, out);
-  }
-}
-
-template <class T>
-void linear(const sk_bsr& w, const T* values, const sk_matrix& x, const T* bias, sk_activation activation,
-            const sk_matrix& y, const sk_threads& threads) {
-  const double nnz = double(w.blocks) * w.block_rows * w.block_cols;
-  const int64_t block_rows = ceil_div(w.rows, w.block_rows), panels = ceil_div(x.batch, kPanel);
-  const double columns = panel_stride(x.batch);
-  const Split split = split_work(panels, threads.threads, 1, max<int64_t>(1, block_rows), columns * w.cols * kFloatCost,
-                                 columns * (w.rows * kFloatCost + nnz * kColumnCost), 0.0, 0.0);
-  parallel_for(threads, split.groups * split.ranges, 2.0 * x.batch * (nnz + w.rows), [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; task++) {
-      const int64_t g = task / split.ranges, range = task % split.ranges;
-      const int64_t first = g * panels / split.groups, last = (g + 1) * panels / split.groups;
-      const int64_t i0 = range_begin(w.block_row_ptr, block_rows, range, split.ranges);
-      const int64_t i1 = range_begin(w.block_row_ptr, block_rows, range + 1, split.ranges);
-      if (x.batch <= kFewBatch) {
-        linear_few(w, values, i0, i1, x, bias, activation, y);
-        continue;
-      }
-      float* const x_panel = scratch<Use::kInput>().get<float>(w.cols * panel_stride(x.batch));
-      float* const out = scratch<Use::kOutput>().get<float>(w.block_rows * panel_stride(x.batch));
-      for (int64_t p = first; p < last; p++) {
-        const Slice s = own_slice(x.batch, p);
-        pack<T>(x, 0, w.cols, s, x_panel);
-        linear_rows(w, values, i0, i1, x_panel, bias, activation, y, s, out);
-      }
-    }
-  });
-}
-
-}  // namespace
 
 const BsrKernels bsr_kernels = {
     [](const sk_bsr* w, const void* values, const sk_matrix* x, const void* bias, sk_activation activation,
@@ -104,8 +38,7 @@ const BsrKernels bsr_kernels = {
       dtype == SK_BFLOAT16 ? run((bf16*)nullptr) : run((float*)nullptr);
     },
     [](const sk_bsr* w, int64_t batch, const sk_threads* threads) -> int64_t {
-      return max(BackwardPlan(*w, batch, threads->threads, false).bytes(),
-                 BackwardPlan(*w, batch, threads->threads, true).bytes());
+      return backward_bytes(*w, batch, *threads);
     },
     [](const sk_bsr* w, const void* values, const sk_matrix* grad, const sk_matrix* x, const sk_matrix* grad_x,
        void* grad_values, void* grad_bias, void* workspace, sk_dtype dtype, const sk_threads* threads) {
@@ -116,7 +49,7 @@ const BsrKernels bsr_kernels = {
         if (grad->batch <= kFewBatch)
           backward_few(*w, v, *grad, x, grad_x, gv, gb, *threads);
         else
-          backward(*w, v, *grad, x, grad_x, gv, gb, workspace, *threads);
+          backward<T>(*w, v, *grad, x, grad_x, gv, gb, workspace, *threads);
       };
       dtype == SK_BFLOAT16 ? run((bf16*)nullptr) : run((float*)nullptr);
     },

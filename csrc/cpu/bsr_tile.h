@@ -31,16 +31,25 @@ inline int64_t range_begin(const int32_t* ptr, int64_t rows, int64_t i, int64_t 
   return balanced_begin(rows, i, n, [&](int64_t r) { return double(ptr[r]) + double(r); });
 }
 
+// What the products multiply: T is float, bf16, or bf16x2, pairs of numbers that are neighbours along the sum, for dot
+// instructions. Stored<T> is how x, W and y are stored, Packed<T> what panels hold.
+template <class T>
+constexpr int kNumbers = std::is_same_v<T, bf16x2> ? 2 : 1;
+template <class T>
+using Stored = std::conditional_t<kNumbers<T> == 2, bf16, T>;
+template <class T>
+using Packed = std::conditional_t<kNumbers<T> == 2, bf16x2, float>;
+
 // acc[r][j] += the sum over k < n of a[r * row + k * term] times row k of b, NV vectors.
-template <int MR, int NV, class T>
-[[gnu::always_inline]] inline void multiply(int64_t n, const T* a, int64_t row, int64_t term, const float* b, int64_t b_row,
+template <int MR, int NV, class T, class P>
+[[gnu::always_inline]] inline void multiply(int64_t n, const T* a, int64_t row, int64_t term, const P* b, int64_t b_row,
                                             vec (&acc)[MR][NV]) {
   for (int64_t k = 0; k < n; k++, a += term, b += b_row) {
-    vec v[NV];
+    decltype(load(b)) v[NV];
     for (int j = 0; j < NV; j++) v[j] = load(b + j * kLanes);
     for (int r = 0; r < MR; r++) {
-      const vec weight = broadcast(to_float(a[r * row]));
-      for (int j = 0; j < NV; j++) acc[r][j] += weight * v[j];
+      const auto weight = broadcast(a[r * row]);
+      for (int j = 0; j < NV; j++) acc[r][j] = multiply_add(weight, v[j], acc[r][j]);
     }
   }
 }
@@ -102,16 +111,17 @@ struct Start {
 template <class T>
 struct Part {
   const T* weights;
-  const float* panel;
+  const Packed<T>* panel;
   int64_t terms;
 };
 
 // Those of a segment. Listed once, where each strip of rows would have to find them: +2 %.
 template <class T>
 struct Parts {
-  Part<T> part[kSegment / 4];
+  static constexpr int64_t kMost = kSegment / 4 * kNumbers<T>;
+  Part<T> part[kMost];
   int64_t count = 0;
-  const T* next[kSegment / 4];  // blocks to fetch into L2 meanwhile
+  const T* next[kMost];  // blocks to fetch into L2 meanwhile
   int64_t fetched = 0;
   void add(Part<T> p) { part[count++] = p; }
   void fetch(const T* block) { next[fetched++] = block; }
@@ -121,7 +131,7 @@ struct Parts {
 // sparsity +10 to +20 % for 16 x 16, forward, +5 to +12 % for dx. It costs 2 to 4 % where W is in a cache.
 template <class T>
 bool is_far(const sk_bsr& w) {
-  return w.blocks * w.block_rows * w.block_cols * int64_t(sizeof(T)) > (4 << 20);
+  return w.blocks * w.block_rows * w.block_cols * int64_t(sizeof(Stored<T>)) > (4 << 20);
 }
 
 // MR rows from r x NV vectors from `column`: to = from + the sum of weights * panel over the parts, from `offset` on in the

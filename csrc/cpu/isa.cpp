@@ -12,22 +12,30 @@ namespace {
 
 // Best first, compiled for x86-64-v4 and x86-64-v3. No CPU has the features that are asked for here without the rest of its
 // level.
+#if defined(__x86_64__)
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
 const Isa kIsas[] = {
 #if defined(__x86_64__)
-    {"avx512",
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-              __builtin_cpu_supports("avx512vl");
-     },
-     &avx512::csr_kernels, &avx512::bsr_kernels, &avx512::nm_kernels, &avx512::vnm_kernels, &avx512::mask_kernels,
-     avx512::fma_peak},
+    {"avx512+bf16", [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }, &avx512::csr_kernels,
+     &avx512_bf16::bsr_kernels, &avx512::nm_kernels, &avx512::vnm_kernels, &avx512::mask_kernels, avx512::fma_peak,
+     avx512_bf16::dot_peak},
+    {"avx512", has_avx512, &avx512::csr_kernels, &avx512::bsr_kernels, &avx512::nm_kernels, &avx512::vnm_kernels,
+     &avx512::mask_kernels, avx512::fma_peak},
     {"avx2",
      [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"); },
      &avx2::csr_kernels, &avx2::bsr_kernels, &avx2::nm_kernels, &avx2::vnm_kernels, &avx2::mask_kernels, avx2::fma_peak},
 #endif
     {"generic", [] { return true; }, &generic::csr_kernels, &generic::bsr_kernels, &generic::nm_kernels,
      &generic::vnm_kernels, &generic::mask_kernels, generic::fma_peak},
+#if defined(SK_PLAIN_DOTS)  // for tests, by name only: the kernels for dot instructions without one
+    {"generic+bf16", [] { return true; }, &generic::csr_kernels, &generic_bf16::bsr_kernels, &generic::nm_kernels,
+     &generic::vnm_kernels, &generic::mask_kernels, generic::fma_peak},
+#endif
 };
 
 const Isa* find(const char* name) {
@@ -79,6 +87,8 @@ int sk_set_isa(const char* name) {
 }
 
 double sk_fma_peak(double seconds) { return sk::isa().fma_peak(seconds); }
+
+double sk_dot_peak(double seconds) { return sk::isa().dot_peak ? sk::isa().dot_peak(seconds) : 0.0; }
 
 void sk_csr_linear(const sk_csr* w, const void* values, const sk_matrix* x, const void* bias, sk_activation activation,
                    const sk_matrix* y, sk_dtype dtype, const sk_threads* threads) {

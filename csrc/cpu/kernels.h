@@ -52,6 +52,19 @@ SK_DECLARE_ISA(avx512)
 #endif
 #undef SK_DECLARE_ISA
 
+// bsr_dots.cpp, and the dot instructions' peak. Kernels for all else are the base ISA's.
+#define SK_DECLARE_DOTS(isa)           \
+  namespace isa {                      \
+  extern const BsrKernels bsr_kernels; \
+  double dot_peak(double seconds);     \
+  }
+SK_DECLARE_DOTS(generic_bf16)
+#if defined(__x86_64__)
+SK_DECLARE_DOTS(avx512_bf16)
+#endif
+#undef SK_DECLARE_DOTS
+
+// "avx512+bf16" is AVX-512 with dot instructions for bfloat16.
 struct Isa {
   const char* name;
   bool (*supported)();
@@ -61,6 +74,7 @@ struct Isa {
   const VnmKernels* vnm;
   const MaskKernels* mask;
   double (*fma_peak)(double seconds);
+  double (*dot_peak)(double seconds) = nullptr;
 };
 
 // The ISA in use.

@@ -13,7 +13,7 @@
 
 namespace sk::SK_ISA {
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(SK_PLAIN_DOTS)  // the latter: AVX-512's shapes on any CPU
 constexpr int kLanes = 16;
 #elif defined(__AVX2__)
 constexpr int kLanes = 8;
@@ -35,6 +35,11 @@ struct bf16 {
   uint16_t bits;
 };
 
+// Two neighbours: what a 32-bit lane holds for dot instructions.
+struct bf16x2 {
+  bf16 low, high;
+};
+
 inline float to_float(float v) { return v; }
 inline float to_float(bf16 v) {
   const uint32_t bits = uint32_t(v.bits) << 16;
@@ -45,6 +50,13 @@ inline float to_float(bf16 v) {
 
 inline vec broadcast(float v) {
   return v - vec{};  // v - 0 is v for every v, so this is one broadcast; v + 0 would add (-0 + 0 is +0)
+}
+
+inline vec broadcast(bf16 v) { return broadcast(to_float(v)); }
+inline uvec broadcast(bf16x2 v) {
+  uint32_t bits;
+  memcpy(&bits, &v, 4);
+  return bits - uvec{};
 }
 
 // A vector of the float whose bits are the low half of `entry`: from a general register, so that one 64-bit load brings a
@@ -74,6 +86,12 @@ inline vec load(const bf16* p) {
   return widen(h);
 }
 
+inline uvec load(const bf16x2* p) {
+  uvec v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
 inline uvec load_unsigned(const uint32_t* p) {
   uvec v;
   memcpy(&v, p, sizeof v);
@@ -98,6 +116,21 @@ inline void store(bf16* p, V v) {
   const U is_nan = (U)(v != v);
   const auto h = __builtin_convertvector((is_nan & 0x7fc0) | (~is_nan & rounded), typename Vector<uint16_t, n>::type);
   memcpy(p, &h, sizeof h);
+}
+
+inline void store(bf16x2* p, uvec v) { memcpy(p, &v, sizeof v); }
+
+// sum + a * b, of pairs both products. Those of bfloat16 are exact in float32: each addition rounds once, in either form and in
+// the same order. The instruction takes numbers below 2^-126 for 0 besides, and leaves 0 where a sum falls below it.
+inline vec multiply_add(vec a, vec b, vec sum) { return sum + a * b; }
+inline vec multiply_add(uvec a, uvec b, vec sum) {
+#if defined(__AVX512BF16__)
+  asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));  // the header with its intrinsic takes 0.6 s to compile
+  return sum;
+#else
+  sum += (vec)(a & 0xffff0000u) * (vec)(b & 0xffff0000u);
+  return sum + (vec)(a << 16) * (vec)(b << 16);
+#endif
 }
 
 inline void store_one(float* p, float v) { *p = v; }

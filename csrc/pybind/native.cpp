@@ -101,17 +101,20 @@ py::tuple csr_linear_backward(const Floats& grad, const Floats& x, const Floats&
 }
 
 // GFLOP/s of `threads` cores at once: the ceiling of the roofline.
-double fma_peak(int threads, double seconds) {
+double peak(double (*of_one)(double), int threads, double seconds) {
   if (threads < 1) throw py::value_error("threads must be at least 1, got " + std::to_string(threads));
   std::vector<double> rates(threads);
   std::vector<std::thread> pool;
-  for (int i = 1; i < threads; i++) pool.emplace_back([&rates, i, seconds] { rates[i] = sk_fma_peak(seconds); });
-  rates[0] = sk_fma_peak(seconds);
+  for (int i = 1; i < threads; i++) pool.emplace_back([&rates, i, of_one, seconds] { rates[i] = of_one(seconds); });
+  rates[0] = of_one(seconds);
   for (std::thread& thread : pool) thread.join();
   double sum = 0.0;
   for (double rate : rates) sum += rate;
   return sum;
 }
+
+double fma_peak(int threads, double seconds) { return peak(sk_fma_peak, threads, seconds); }
+double dot_peak(int threads, double seconds) { return peak(sk_dot_peak, threads, seconds); }
 
 }  // namespace
 
@@ -124,4 +127,6 @@ PYBIND11_MODULE(_native, m) {
         py::arg("isa") = "", "The gradients of x, values and bias.");
   m.def("fma_peak", &fma_peak, py::arg("threads") = 1, py::arg("seconds") = 0.05, py::call_guard<py::gil_scoped_release>(),
         "Float32 FMA rate in GFLOP/s of `threads` cores at once.");
+  m.def("dot_peak", &dot_peak, py::arg("threads") = 1, py::arg("seconds") = 0.05, py::call_guard<py::gil_scoped_release>(),
+        "Likewise, that of bfloat16 dot instructions; 0 where the ISA in use has none.");
 }

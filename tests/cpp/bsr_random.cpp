@@ -90,8 +90,8 @@ double activation_of(sk_activation activation, double y) {
 
 // The largest error as a share of what rounding explains.
 double run_case() {
-  const char* isas[] = {"generic", "avx2", "avx512"};
-  sk_set_isa(isas[uniform(0, 2)]);  // one that this CPU lacks leaves the choice as it is
+  const char* isas[] = {"generic", "avx2", "avx512", "avx512+bf16", "generic+bf16"};
+  sk_set_isa(isas[uniform(0, 4)]);  // one that this CPU lacks leaves the choice as it is
   thread_count = uniform(1, 5);
   const int sides[] = {4, 8, 16, 32, 64, 128};
   const int height = sides[uniform(0, 5)], width = uniform(0, 1) ? height : sides[uniform(0, 5)];

@@ -32,8 +32,8 @@ typedef struct {
   void (*parallel_for)(int64_t n, sk_parallel_body body, void* context);
 } sk_threads;
 
-/* The instruction set in use: "generic", "avx2" or "avx512". It is the best one that the CPU has, or what the environment
- * variable SPARSEKERN_ISA names when the library is loaded. */
+/* The instruction set in use: "generic", "avx2", "avx512" or "avx512+bf16", with dot instructions for bfloat16. It is the best
+ * one that the CPU has, or what the environment variable SPARSEKERN_ISA names when the library is loaded. */
 const char* sk_isa(void);
 
 /* Why SPARSEKERN_ISA cannot be honoured (unknown, or this CPU lacks it), else NULL. */
@@ -44,6 +44,9 @@ int sk_set_isa(const char* isa);
 
 /* Float32 FMA rate of one core in GFLOP/s, measured for about `seconds` with the ISA in use: registers only. */
 double sk_fma_peak(double seconds);
+
+/* Likewise, that of bfloat16 dot instructions; 0 where the ISA in use has none. */
+double sk_dot_peak(double seconds);
 
 #ifdef __cplusplus
 }

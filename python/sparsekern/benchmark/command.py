@@ -134,7 +134,8 @@ def main(arguments: argparse.Namespace, extra: Sequence[Contender] = ()) -> int:
         f"{facts.machine}, {facts.device}, torch {facts.torch} on {facts.threads} threads, "
         f"sparsekern {facts.commit}"
     )
-    print(f"{len(todo)} cases, {arguments.rounds} rounds; peak: {SOURCES[roofline.source]}")
+    peaks = {SOURCES[roofline.source(case.dtype)]: None for case in todo}
+    print(f"{len(todo)} cases, {arguments.rounds} rounds; peak: {'; '.join(peaks)}")
     if LOAD_ERROR is not None:
         print(f"sparsekern runs its reference, which is slow: {LOAD_ERROR}")
     for reason in refusals(todo.items()):

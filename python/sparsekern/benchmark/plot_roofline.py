@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -72,12 +72,16 @@ def draw(rows: Sequence[Row]) -> Figure:
     from matplotlib import pyplot
 
     fitting = shown(rows)
-    peak = quantile([row.peak_gflops for row in fitting], 0.5)
+    peaks = {
+        source: quantile([row.peak_gflops for row in fitting if row.peak_source == source], 0.5)
+        for source in {row.peak_source for row in fitting}
+    }
+    peak = peaks[fitting[0].peak_source]
     bandwidth = quantile([row.read_gbs for row in fitting], 0.5)
     figure, axes = pyplot.subplots(figsize=(9.6, 6.4), dpi=150, layout="constrained")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    points = _points(fitting)
+    points = _points(fitting, {source: other / peak for source, other in peaks.items()})
     for (stem, kind), places in points.items():
         x, shares = zip(*places, strict=True)
         axes.scatter(
@@ -104,8 +108,10 @@ def draw(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _points(rows: Sequence[Row]) -> dict[tuple[str, str], list[tuple[float, float]]]:
-    """What :func:`point` says, by colour and marker."""
+def _points(
+    rows: Sequence[Row], scale: Mapping[str, float]
+) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """What :func:`point` says, by colour and marker; shares of a peak times its ``scale``."""
     points: dict[tuple[str, str], dict[object, tuple[float, float]]] = {}
     for row in rows:
         if row.layout != "batch" or row.backend not in ("native", "reference", "dense"):
@@ -116,7 +122,9 @@ def _points(rows: Sequence[Row]) -> dict[tuple[str, str], list[tuple[float, floa
         # Dense torch ran beside every format and sparsity: once is enough.
         what = ("", 0.0) if dense else (row.format, row.sparsity)
         shape = (row.out_features, row.in_features, row.batch, row.dtype)
-        points.setdefault((stem, kind), {}).setdefault((shape, what), point(row))
+        intensity, share = point(row)
+        place = (intensity, share * scale[row.peak_source])
+        points.setdefault((stem, kind), {}).setdefault((shape, what), place)
     return {key: list(places.values()) for key, places in points.items()}
 
 

@@ -36,8 +36,8 @@ class Row:
         backend: "native", "auto" and "reference" are sparsekern's. layout: of x, "batch" or "feature" major.
         median_ms, p20_ms, p80_ms: of one call.
         speedup_vs_dense, speedup_vs_torch_sparse: their time over this one's, median of paired readings.
-        peak_gflops: the machine's float32 peak, on a GPU that of dense products in the case's dtype; its
-            median during the case. peak_source: how measured.
+        peak_gflops: the machine's peak, on a GPU that of dense products in the case's dtype; its median
+            during the case. peak_source: which one, a key of :data:`~.roofline.SOURCES`.
         peak_fraction: 2 FLOP per multiply-add on a nonzero (on any weight, if dense), over what the peak
             allows in that time.
         read_gbs: memory's bandwidth before the case, of reading, on a GPU of copying.

@@ -26,6 +26,7 @@ def cache_bytes() -> int:
 
 SOURCES = {
     "fma": "float32 FMAs on registers, in the ISA in use",
+    "dot": "bfloat16 dot instructions on registers, for bfloat16 where the ISA in use has them",
     "matmul": "torch's dense product of a large square matrix, in the case's dtype",
     "sgemm": "torch's float32 1024³ product, a little below the FMA peak (sparsekern._native is not built)",
 }
@@ -33,24 +34,27 @@ SOURCES = {
 
 
 class Roofline:
-    """Measures the peaks of ``threads`` threads, anew whenever it is asked: the clock drifts.
-
-    Attributes:
-        source: a key of :data:`SOURCES`; "sgemm" only without the module ``sparsekern._native``.
-    """
+    """Measures the peaks of ``threads`` threads, anew whenever it is asked: the clock drifts."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._native = native_module()
-        self.source = "sgemm" if self._native is None else "fma"
         self._square = torch.full((1024, 1024), 0.5)
         self._memory = torch.ones(4 * cache_bytes() // torch.float32.itemsize)
 
-    def gflops(self) -> float:
-        """Float32 GFLOP/s now, two per multiply-add."""
+    def source(self, dtype: torch.dtype) -> str:
+        """A key of :data:`SOURCES`: the peak of ``dtype``; "sgemm" only without ``sparsekern._native``."""
+        if self._native is None:
+            return "sgemm"
+        dots = dtype == torch.bfloat16 and self._native.dot_peak(1, 0.0) > 0
+        return "dot" if dots else "fma"
+
+    def gflops(self, source: str) -> float:
+        """GFLOP/s of a peak now, two per multiply-add."""
         if self._native is not None:
+            measure = self._native.dot_peak if source == "dot" else self._native.fma_peak
             # 20 ms: long enough that torch's idle threads, which spin for some ms, have gone to sleep.
-            return float(self._native.fma_peak(self.threads, 0.02))
+            return float(measure(self.threads, 0.02))
         square = self._square
         return 2 * square.shape[0] ** 3 / _fastest(lambda: square @ square, 3) / 1e9
 

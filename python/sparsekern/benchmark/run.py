@@ -89,14 +89,14 @@ def run_case(
             calls[name] = rotate([call_of(each, case, *data) for each in modules])
             check_equal(f"{case}: {name}", comparable(calls[name](), module, mask, case), expected, case)
         peaks: list[float] = []
-        bandwidth = roofline.read_gbs()
+        bandwidth, source = roofline.read_gbs(), roofline.source(case.dtype)
         times = race(
             calls,
             rounds=rounds,
             min_seconds=min_seconds,
-            before_round=lambda: peaks.append(roofline.gflops()),
+            before_round=lambda: peaks.append(roofline.gflops(source)),
         )
-    return as_rows(case, entries, times, mask, sizes, facts, peaks, roofline.source, bandwidth)
+    return as_rows(case, entries, times, mask, sizes, facts, peaks, source, bandwidth)
 
 
 def as_rows(
