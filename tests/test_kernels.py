@@ -128,16 +128,17 @@ for case in cases([(16, 16), (7, 5), (65, 129), (40, 300)], sample=8):
 
 @pytest.mark.parametrize("isa", ["avx512+bf16", "generic+bf16"])
 def test_dot_instructions(isa):
-    """BSR in bfloat16 on pairs of numbers; generic+bf16, of editable installs, needs no such instruction."""
+    """bfloat16 on pairs of numbers; generic+bf16, of editable installs, needs no such instruction."""
     run_on(
         isa,
         """
 import test_kernels
 from cases import *
-formats = [format for format in ALL_FORMATS if "bsr" in format]
-for case in cases([(7, 5), (65, 129), (40, 300)], formats, dtypes=[torch.bfloat16], sample=1):
+formats = [format for format in ALL_FORMATS if "bsr" in format or ":2:" in format]
+layouts = ["padded batch-major", "padded feature-major"]
+for case in cases([(7, 5), (140, 129)], [*formats, "2:4"], layouts, [torch.bfloat16], sample=1):
     check_products(case)
-for format in ("bsr4", "bsr16x8", "bsr32"):
+for format in ("bsr4", "bsr16x8", "bsr32", "2:4", "64:2:8"):
     test_kernels.test_only_the_pattern_is_read(format, 70, torch.bfloat16)
     for bad in (torch.nan, torch.inf):
         test_kernels.test_rows_of_a_batch_do_not_mix(format, torch.bfloat16, bad)

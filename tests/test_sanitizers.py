@@ -34,7 +34,7 @@ def test_random_products(sanitizers: str, tmp_path: Path) -> None:
         for isa in ISA_FLAGS
         for name in ("csr", "bsr", "nm", "vnm", "mask", "peak")
     ]
-    sources += [(isa, ROOT / "csrc/cpu/bsr_dots.cpp") for isa in DOT_FLAGS]
+    sources += [(isa, ROOT / "csrc/cpu/dots.cpp") for isa in DOT_FLAGS]
     sources += [(isa, ROOT / "csrc/cpu/peak.cpp") for isa in DOT_FLAGS if isa != "generic_bf16"]
     programs = [ROOT / f"tests/cpp/{name}_random.cpp" for name in ("csr", "bsr", "nm")]
 

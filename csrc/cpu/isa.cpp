@@ -22,8 +22,8 @@ bool has_avx512() {
 const Isa kIsas[] = {
 #if defined(__x86_64__)
     {"avx512+bf16", [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }, &avx512::csr_kernels,
-     &avx512_bf16::bsr_kernels, &avx512::nm_kernels, &avx512::vnm_kernels, &avx512::mask_kernels, avx512::fma_peak,
-     avx512_bf16::dot_peak},
+     &avx512_bf16::bsr_kernels, &avx512_bf16::nm_kernels, &avx512_bf16::vnm_kernels, &avx512::mask_kernels,
+     avx512::fma_peak, avx512_bf16::dot_peak},
     {"avx512", has_avx512, &avx512::csr_kernels, &avx512::bsr_kernels, &avx512::nm_kernels, &avx512::vnm_kernels,
      &avx512::mask_kernels, avx512::fma_peak},
     {"avx2",
@@ -33,8 +33,8 @@ const Isa kIsas[] = {
     {"generic", [] { return true; }, &generic::csr_kernels, &generic::bsr_kernels, &generic::nm_kernels,
      &generic::vnm_kernels, &generic::mask_kernels, generic::fma_peak},
 #if defined(SK_PLAIN_DOTS)  // for tests, by name only: the kernels for dot instructions without one
-    {"generic+bf16", [] { return true; }, &generic::csr_kernels, &generic_bf16::bsr_kernels, &generic::nm_kernels,
-     &generic::vnm_kernels, &generic::mask_kernels, generic::fma_peak},
+    {"generic+bf16", [] { return true; }, &generic::csr_kernels, &generic_bf16::bsr_kernels, &generic_bf16::nm_kernels,
+     &generic_bf16::vnm_kernels, &generic::mask_kernels, generic::fma_peak},
 #endif
 };
 

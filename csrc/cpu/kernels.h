@@ -52,10 +52,12 @@ SK_DECLARE_ISA(avx512)
 #endif
 #undef SK_DECLARE_ISA
 
-// bsr_dots.cpp, and the dot instructions' peak. Kernels for all else are the base ISA's.
+// dots.cpp, and the dot instructions' peak. Kernels for all else are the base ISA's.
 #define SK_DECLARE_DOTS(isa)           \
   namespace isa {                      \
   extern const BsrKernels bsr_kernels; \
+  extern const NmKernels nm_kernels;   \
+  extern const VnmKernels vnm_kernels; \
   double dot_peak(double seconds);     \
   }
 SK_DECLARE_DOTS(generic_bf16)

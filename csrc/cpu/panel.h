@@ -261,7 +261,7 @@ void with_vectors(int width, F f) {
     case 2: return f(std::integral_constant<int, 2>{});
     case 3: return f(std::integral_constant<int, 3>{});
     case 4: return f(std::integral_constant<int, 4>{});
-#if !defined(__AVX512F__)
+#if !defined(__AVX512F__) && !defined(SK_PLAIN_DOTS)
     case 5: return f(std::integral_constant<int, 5>{});
     case 6: return f(std::integral_constant<int, 6>{});
     case 7: return f(std::integral_constant<int, 7>{});

@@ -241,8 +241,8 @@ def profile_path() -> Path:
 def isa() -> str:
     """The instruction set whose profile counts; ``"generic"`` without the library: nothing is native then.
 
-    Dot instructions for bfloat16 have no profile of their own, as no machine with them has measured one: BSR
-    in bfloat16 is predicted to be slower than it should be there, and ``auto`` takes dense somewhat early.
+    Dot instructions for bfloat16 have no profile of their own, as no machine with them has measured one: BSR,
+    2:4 and V:2:M are predicted to be slower than they should be there, and ``auto`` takes dense early.
     """
     used = "generic" if LOAD_ERROR else str(torch.ops.sparsekern.isa())
     return used.partition("+")[0]

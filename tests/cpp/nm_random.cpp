@@ -133,8 +133,8 @@ struct Pattern {
 };
 
 bool run_case() {
-  const char* isas[] = {"generic", "avx2", "avx512"};
-  sk_set_isa(isas[uniform(0, 2)]);  // one that this CPU lacks leaves the choice as it is
+  const char* isas[] = {"generic", "avx2", "avx512", "avx512+bf16", "generic+bf16"};
+  sk_set_isa(isas[uniform(0, 4)]);  // one that this CPU lacks leaves the choice as it is
   thread_count = uniform(1, 5);
   const Spec spec = kSpecs[uniform(0, int(std::size(kSpecs)) - 1)];
   const int rows = uniform(1, uniform(0, 3) ? 200 : 700), cols = uniform(1, uniform(0, 3) ? 200 : 1500),
