@@ -110,15 +110,15 @@ def test_cutlass_runs_2_of_4_on_hopper() -> None:
 
 
 def test_masks_that_are_2_4_both_ways() -> None:
-    """The gradient of x is a sparse product from 65 rows on: on Ampere faster than a dense one."""
-    one_way, batches = facts("2:4"), (64, 65, 128, 4096)
+    """The gradient of x is a sparse product: with many rows on Ampere faster than a dense one."""
+    one_way, batches = facts("2:4"), (1, 64, 4096)
     both_ways = replace(one_way, transposable=True)
     without = replace(HOPPER, cutlass=0.0)
-    for gpu, gains in ((without, (1.0, 1.3, 1.9, 1.7)), (AMPERE, (1.0, 1.4, 1.7, 2.0))):
+    for gpu, gains in ((without, (2.7, 2.7, 2.6)), (AMPERE, (1.5, 1.7, 2.6))):
         for batch, gain in zip(batches, gains, strict=True):
             what = "backward_input", batch, torch.float16, gpu
             expanded, transposed = (cost_gpu.native_seconds(each, *what) for each in (one_way, both_ways))
-            assert gain <= expanded / transposed < gain + 0.5
+            assert gain <= expanded / transposed < gain + 0.3
     for other in ({"product": "forward"}, {"dtype": torch.float32}):
         what = {"product": "backward_input", "batch": 4096, "dtype": torch.float16, "gpu": HOPPER, **other}
         assert cost_gpu.native_seconds(one_way, **what) == cost_gpu.native_seconds(both_ways, **what)
@@ -139,13 +139,11 @@ def test_wide_groups() -> None:
         what = {"batch": 4096, "dtype": torch.float16, **other}
         return cost_gpu.native_seconds(facts(format), "backward_input", gpu=gpu, **what)
 
-    whole = seconds("128:2:8")
-    for format, gain in (("128:2:16", 1.6), ("64:2:16", 1.6), ("64:2:32", 2.0), ("64:2:64", 2.0)):
-        assert whole / seconds(format) == pytest.approx(gain, rel=0.01)
-        for other in ({"gpu": AMPERE}, {"dtype": torch.float32}, {"batch": 700}):
-            assert seconds(format, **other) == seconds("128:2:8", **other)
-    for format in ("96:2:16", "64:2:12", "64:2:100"):
-        assert seconds(format) == whole
+    for m, gain in ((16, 1.9), (20, 1.4), (32, 2.0), (64, 1.8), (100, 1.0), (12, 1.0)):
+        assert seconds(f"96:2:{m}") / seconds(f"64:2:{m}") == pytest.approx(gain, rel=0.05)
+        for other in ({"gpu": AMPERE}, {"dtype": torch.float32}, {"batch": 500}):
+            if m != 20:  # which leaves room for its sums on Ampere, and makes more blocks
+                assert seconds(f"96:2:{m}", **other) == seconds(f"64:2:{m}", **other)
 
 
 def test_rates_are_of_the_gpu_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

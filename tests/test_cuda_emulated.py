@@ -187,25 +187,25 @@ def transposable(shape: tuple[int, int]) -> Pattern:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_transposable_masks(dtype: torch.dtype, layout: str) -> None:
-    """The gradient of x is a sparse product too, from 65 rows on; 1028 rows of W are a sum in parts."""
+    """The gradient of x is a sparse product too; 1028 rows of W are a sum in parts."""
     for shape in ((4, 8), random.choice(((72, 100), (260, 68), (128, 192))), (1028, 12)):
-        pattern, batch = transposable(shape), random.choice((33, 65, 67, 131))
+        pattern, batch = transposable(shape), random.choice((1, 33, 65, 131))
         check_products(Case("2:4", shape, batch, 1.0, dtype, layout), EMULATED, gpu_operands, pattern)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_when_the_transpose_is_used(dtype: torch.dtype) -> None:
-    """With another one's metadata results are others exactly there: in 16 bits, from 65 rows on."""
+    """With another one's metadata results are others exactly there: in 16 bits."""
     pattern, other = transposable((64, 32)), transposable((64, 32))
     values = torch.randn(pattern.values_shape).to(dtype)
     backward = op(pattern, "linear_backward_input", EMULATED)
     (*rest, right), sizes = gpu_operands(pattern)
     wrong, without = gpu_operands(other)[0][-1], right.new_empty(0)
-    for batch in (64, 65):
+    for batch in (1, 65):
         grad = torch.randn(batch, 64).to(dtype)
         expected = Exact(lambda g, v: g @ pattern.scatter(v), grad, values)
         same = backward(grad, values, [*rest, wrong], sizes)
-        if batch <= 64 or dtype == torch.float32:
+        if dtype == torch.float32:
             expected.check(same)
         else:
             assert expected.worst(same) > 1

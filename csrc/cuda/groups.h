@@ -54,8 +54,8 @@ struct Groups {
   }
   // Of value k of a row, in its group.
   SK_MEMBER int position(int64_t row, int k) const {
-    const int per_byte = 8 / bits;
-    return packed[row * row_bytes + k / per_byte] >> (k % per_byte * bits) & ((1 << bits) - 1);
+    const int64_t bit = int64_t(k) * bits;  // no division by a number that the compiler does not know
+    return packed[row * row_bytes + (bit >> 3)] >> (bit & 7) & ((1 << bits) - 1);
   }
   SK_MEMBER int column(int64_t row, int k) const { return k / n * width + position(row, k); }
   SK_MEMBER int column_of_w(int64_t row, int k) const { return selected ? chosen(row)[column(row, k)] : column(row, k); }
@@ -195,26 +195,54 @@ SK_DEVICE void load_slots(const Tile<T>& tile, const Groups& w, const T* values,
 }
 
 // Rows row0 .. row0 + rows (those below row_end) and columns c0 .. c0 + columns of W with its zeros; kOfW: the columns of W
-// itself. A warp writes rows of its own, zeros first: no barrier between. Values are read as they are needed, so it is other
-// blocks on the multiprocessor that hide the time they take.
+// itself. A warp writes rows of its own, zeros first: no barrier between. A lane keeps to one place of a row and goes down the rows, so that
+// a value takes 30 instructions (60 where W's columns are selected), 3 or 4 of them in flight. They are read as they are needed: it is
+// other blocks on the multiprocessor that hide the time that this takes.
 template <bool kOfW, class T>
 SK_DEVICE void expand(const Tile<T>& tile, const Groups& w, const T* values, int64_t row0, int rows, int64_t row_end,
                       int c0, int columns, int warps) {
+  constexpr int kTogether = kOfW ? 4 : 3;  // as many as registers hold
   const int per_warp = rows / warps, first = warp() * per_warp;
   for (int i = lane(); i < per_warp << tile.log_runs; i += kWarp)
     tile.data.store(tile.run(first + (i >> tile.log_runs), (i & ((1 << tile.log_runs) - 1)) * kRun<T>),
                     Vector<T, kRun<T>>{});
   warp_barrier();
-  const int group = kOfW ? w.m : w.width, begin = c0 / group * w.n;
-  const int64_t end = (int64_t(c0) + columns + group - 1) / group * w.n;
-  const int count = int(end < w.row_values ? end : w.row_values) - begin;
-  const int64_t left = row_end - row0 - first;
-  const int total = count <= 0 || left <= 0 ? 0 : int(left < per_warp ? left : per_warp) * count;
-  for (int i = lane(); i < total; i += kWarp) {
-    const int r = first + i / count, k = begin + i % count;
-    const int64_t row = row0 + r;
-    const int c = (kOfW ? w.column_of_w(row, k) : w.column(row, k)) - c0;
-    if (c >= 0 && c < columns) tile.data.store(tile.place(r, c), values[row * w.row_values + k]);
+  const int group = kOfW ? w.m : w.width, group0 = c0 / group, begin = group0 * w.n;
+  const int64_t end = (int64_t(c0) + columns + group - 1) / group * w.n, left = row_end - row0 - first;
+  const int count = int(end < w.row_values ? end : w.row_values) - begin, height = int(left < per_warp ? left : per_warp);
+  int log_lanes = 0;  // of a row
+  while (log_lanes < 5 && 1 << log_lanes < count) log_lanes++;
+  const int step = kWarp >> log_lanes;  // rows at once
+#pragma unroll 1
+  for (int k = lane() & ((1 << log_lanes) - 1); k < count; k += kWarp) {
+    const int column = (group0 + k / w.n) * w.width, shift = int(int64_t(begin + k) * w.bits & 7);
+    int r = first + (lane() >> log_lanes);
+    const T* from = values + (row0 + r) * w.row_values + begin + k;
+    const uint8_t* where = w.packed + (row0 + r) * w.row_bytes + (int64_t(begin + k) * w.bits >> 3);
+#pragma unroll 1
+    for (; r < first + height; r += kTogether * step) {
+      T value[kTogether];
+      uint8_t at[kTogether];
+#pragma unroll
+      for (int j = 0; j < kTogether; j++) {
+        const bool there = r + j * step < first + height;
+        value[j] = there ? *from : T{};
+        at[j] = there ? *where : 0;
+        from += int64_t(step) * w.row_values, where += int64_t(step) * w.row_bytes;
+      }
+      int to[kTogether];
+#pragma unroll
+      for (int j = 0; j < kTogether; j++) {
+        const bool there = r + j * step < first + height;
+        to[j] = column + (at[j] >> shift & ((1 << w.bits) - 1));
+        if constexpr (kOfW)
+          if (w.selected) to[j] = there ? w.chosen(row0 + r + j * step)[to[j]] : 0;
+        to[j] = there ? to[j] - c0 : -1;
+      }
+#pragma unroll
+      for (int j = 0; j < kTogether; j++)
+        if (to[j] >= 0 && to[j] < columns) tile.data.store(tile.place(r + j * step, to[j]), value[j]);
+    }
   }
 }
 

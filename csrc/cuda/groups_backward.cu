@@ -70,13 +70,10 @@ backward_weight_tile(Groups w, Operand<T> grad, Operand<T> x, T* grad_values, in
 }
 
 // Whether grad_x is the sparse product with W^T, whose values are written for it: 36 MB of a 4096 x 4096 weight, 8 us, and a launch.
-// By the arithmetic of cost_gpu.py, for Hopper, the other way and this one take with 4096 rows of grad 351 and 205 us; with 128, where
-// the other one's 32 blocks leave 100 multiprocessors idle, 45 and 24; of W [4096, 16384], whose columns make 128 blocks, 45 and 67, and
-// 88 and 84 with 256. Up to 64 rows what it does is mostly to read 19 MB, of which this way would make 55.
-constexpr int64_t kFewRows = 64;
-bool runs_transposed(const Groups& w, int64_t batch, sk_dtype dtype) {
-  return w.transposed != nullptr && dtype != SK_FLOAT32 && batch > kFewRows;
-}
+// By the arithmetic of cost_gpu.py, for Hopper and without CUTLASS, the other way and this one take with 4096 rows of grad 552 and 205 us;
+// with 16, where the other one's 32 blocks leave 100 multiprocessors idle as they expand W, 44 and 17. With up to 64 rows it loses where
+// columns make blocks for all of the GPU: W [4096, 16384], 16 rows, 44 and 55.
+bool runs_transposed(const Groups& w, sk_dtype dtype) { return w.transposed != nullptr && dtype != SK_FLOAT32; }
 // Bytes of the workspace.
 int64_t transposed_bytes(const Groups& w) { return ceil_div(w.rows * w.row_values * 2, 256) * 256; }
 
@@ -116,7 +113,7 @@ const char* run_backward(const Groups& w, const void* values, const sk_matrix& g
   const bool weight = grad_values != nullptr && w.rows > 0 && w.columns > 0, input_too = grad_x != nullptr && w.cols > 0;
   if (weight || input_too) error = operand(grad, weight && splits_runs(w), g, free, stream);
   if (weight && error == nullptr) error = operand(*x, gathers(w), input, free, stream);
-  if (input_too && error == nullptr && runs_transposed(w, grad.batch, kDtype<T>) && aligned(values, 4)) {
+  if (input_too && error == nullptr && runs_transposed(w, kDtype<T>) && aligned(values, 4)) {
     error = backward_input_transposed(w, values, g, *grad_x, free, stream);
   } else if (input_too && error == nullptr && !run_selected(w, values, g, *grad_x, error, stream)) {
     const int down = down_for(w.cols);
@@ -139,8 +136,7 @@ const char* run_backward(const Groups& w, const void* values, const sk_matrix& g
 int64_t backward_workspace(const Groups& w, const sk_matrix& grad, const sk_matrix* x, sk_dtype dtype) {
   const auto bytes = dtype == SK_FLOAT32 ? operand_bytes<float> : operand_bytes<bf16>;
   const int64_t of_x = x ? bytes(*x, gathers(w)) : 0;
-  if (runs_transposed(w, grad.batch, dtype))
-    return of_x + transposed_bytes(w) + linear_workspace(transpose(w), grad, dtype);
+  if (runs_transposed(w, dtype)) return of_x + transposed_bytes(w) + linear_workspace(transpose(w), grad, dtype);
   return of_x + bytes(grad, x && splits_runs(w));
 }
 

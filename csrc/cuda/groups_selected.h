@@ -11,8 +11,8 @@ namespace sk::gpu::groups {
 //
 // Instructions bound it, of which a multiprocessor issues 4 in a cycle: some 480 of each warp in a step (100 to copy grad, 100 to expand
 // W, 200 to multiply; 1900 cycles), where shared memory is busy for 1570 with V = 128 (fragments 768, sums 580: 8 bytes each, 2.3 times
-// as lanes meet in banks) and the multiplies take 500. The kernel that multiplies the zeros too takes 1500 in a step, of 128 columns
-// where M = 16 gives 256 here: so this one gains 1.5, and 1.3 to 2 with larger M. M = 8 would have 128 columns.
+// as lanes meet in banks) and the multiplies take 500. The kernel that multiplies the zeros too takes 2100 in a step, of 128 columns
+// where M = 16 gives 256 here: so this one gains 2, and as much with larger M. M = 8 would have 128 columns.
 constexpr int kSelectedThreads = 512;
 constexpr int kSelectedPitch =
     kWide + 2;  // of sums, in numbers: pairs are aligned, and 8 rows of 4 columns are in 32 banks

@@ -84,8 +84,6 @@ ENOUGH_BLOCKS = 256
 """Of N:M and V:N:M: where there are fewer, blocks divide the columns, 256 at least for each."""
 FEW = 32
 """Rows of x up to which CSR runs on ``csr_few.h``."""
-FEW_TRANSPOSED = 64
-"""Rows of a gradient up to which that of x does without the transpose of a 2:4 W that is 2:4 too."""
 SECOND_KERNEL = 1.5e-6
 """What it takes to launch one more: to add up the parts of sums, where blocks divide the columns among them,
 or to transpose values."""
@@ -151,11 +149,11 @@ def native_seconds(facts: Facts, product: str, batch: int, dtype: torch.dtype, g
     through = batch * (rows + columns) * element  # x and y, once each
     if facts.format == "csr":
         return _csr(facts, product, batch, element, through, gpu)
-    if product == "backward_input" and facts.transposable and fast and batch > FEW_TRANSPOSED:
+    if product == "backward_input" and facts.transposable and fast:
         turned = replace(facts, shape=facts.shape[::-1], transposable=False)
         values = facts.values * (2 * element + 0.25) / gpu.hbm
         return SECOND_KERNEL + values + native_seconds(turned, "forward", batch, dtype, gpu)
-    density = facts.values / size if size else 0.0
+    density, expanding = facts.values / size if size else 0.0, 0.0
     moved = facts.values * (element + 0.25) + through
     tensor = (
         gpu.mma * gpu.dense[0] if fast else 0.5 * gpu.dense[1]
@@ -181,27 +179,32 @@ def native_seconds(facts: Facts, product: str, batch: int, dtype: torch.dtype, g
         if product == "forward" and fast and ((n <= 2 and width % 4 == 0) or (n, width) == (1, 2)):
             tensor *= SPARSE_GAIN
         elif product != "backward_weight":
-            tensor *= 0.8  # W is expanded in shared memory on the way
+            # W is expanded in shared memory on the way: 30 instructions of a lane for each value, 60 where
+            # its column is looked up, of which a multiprocessor issues 128 in a cycle.
+            lookup = facts.format == "vnm" and product == "backward_input"
+            expanding = -(-batch // 128) * facts.values * (60 if lookup else 30) / 128 / gpu.cycles
         if product == "backward_input":  # W's columns are multiplied as they stand, and they alone divided
             share, tall, again = 1.0, 128, size * batch * element / 128
-            tensor *= min(1.0, max(1, -(-rows // 128) * -(-batch // 128)) / gpu.multiprocessors)
+            filled = min(1.0, max(1, -(-rows // 128) * -(-batch // 128)) / gpu.multiprocessors)
+            tensor, expanding = tensor * filled, expanding / filled
             if fast and (wide := _selected(facts, batch, gpu)):
-                tensor *= wide / (160 if m < 20 else 128)
+                tensor, expanding = 0.8 * tensor * wide / (160 if m < 20 else 128), 0.0
                 again = size * batch * element / wide
     blocks, parts = math.ceil(rows / tall) * math.ceil(batch / 128), 1
     if facts.format != "bsr" and product == "forward":
         parts = max(1, min(math.ceil(ENOUGH_BLOCKS / max(blocks, 1)), int(columns * share) // 256))
     reading = blocks * parts * 2 * tall * step / LATENCY
     hbm = gpu.hbm if product == "backward_weight" else min(gpu.hbm, reading)
-    whole = max(size * share * _padded(batch) / tensor, again / gpu.l2, moved / hbm if moved else 0.0)
+    computing = size * share * _padded(batch) / tensor + expanding
+    whole = max(computing, again / gpu.l2, moved / hbm if moved else 0.0)
     return float(whole) + _adding(parts, batch * rows, gpu)
 
 
 def _selected(facts: Facts, batch: int, gpu: Gpu) -> int:
     """Columns of W of a block of ``groups_selected.h``, which makes grad W of V:N:M; 0 where it does not run.
 
-    A step of it takes as many instructions as one of the other kernel's 128 columns, or, with 64 selected
-    ones, as 160 of these. Blocks are as wide as shared memory allows, on Ampere too narrow to gain.
+    A step of it takes 1500 cycles of instructions, with 64 selected columns 1900. Blocks are as wide as
+    shared memory allows, on Ampere mostly too narrow to gain.
     """
     m = facts.options["m"]
     if facts.format != "vnm" or m < 16 or facts.options["v"] % 64 or facts.options["n"] != 2:

@@ -116,8 +116,6 @@ def plan(
         free = kind.fixed_sparsity is None
         products = PRODUCTS[: -len(MASKED)] if kind.kind is BSR else PRODUCTS
         batches = chosen.sample(_BATCHES, samples)
-        if spec == "2:4" and shape == _ALIGNED:
-            batches[-1] = _BATCHES[-1]  # its mask is 2:4 both ways, and GPUs transpose W for many rows
         if shape == _WIDE:
             batches = [_BATCHES[-1]]
         densities = chosen.sample(_DENSITIES, samples) if free else [1.0] * len(batches)
