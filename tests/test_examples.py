@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -51,19 +52,21 @@ def equal(a: Any, b: Any) -> bool:
 # --- checkpoints ---
 
 
-def test_a_failed_save_leaves_the_previous_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("module", "name"), [(torch, "save"), (os, "fsync"), (os, "replace")])
+def test_an_interrupted_save_leaves_the_previous_checkpoint(
+    module: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """While it is made, once it is written, and before it takes its name."""
     path = tmp_path / "checkpoint.pt"
     checkpoint.save(path, {"x": torch.ones(3)})
 
-    def half(state: dict, file: Any) -> None:
-        file.write(b"half of")
+    def interrupted(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(KeyboardInterrupt):
-        checkpoint.save(path, {"x": torch.zeros(3)})
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(path, {"x": torch.zeros(3)})
     assert checkpoint.load(path)["x"].tolist() == [1, 1, 1]
     assert list(tmp_path.iterdir()) == [path]
 

@@ -28,9 +28,8 @@ def save(path: Path, state: dict[str, Any]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    content = (
-        io.BytesIO()
-    )  # torch.save makes a RuntimeError of a Ctrl-C that meets it while it writes to a file
+    # In memory first: torch.save makes a RuntimeError of a Ctrl-C that meets it while it writes to a file.
+    content = io.BytesIO()
     torch.save({"format": FORMAT, **state}, content)
     try:
         with temporary.open("wb") as file:
