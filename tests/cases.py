@@ -126,8 +126,12 @@ def check_products(
     library: str = "sparsekern",
     where: Callable[[Pattern], tuple[list[Tensor], list[int]]] = where,
     pattern: Pattern | None = None,
+    needs: Iterable[tuple[bool, ...]] = tuple(itertools.product((True, False), repeat=3)),
 ) -> None:
-    """Every op of a format on random numbers, against dense products in float64. None: a random pattern."""
+    """Every op of a format on random numbers, against dense products in float64. None: a random pattern.
+
+    ``needs``: which gradients are asked for at once.
+    """
     lay = LAYOUTS[case.layout]
     out_features, in_features = case.shape
     pattern = pattern or random_pattern(case.format, case.shape, case.density)
@@ -149,7 +153,7 @@ def check_products(
     grad_bias = Exact(lambda g: g.sum(0), grad)
     grad_x.check(product("linear_backward_input")(grad, values, *at), f"backward_input {case}")
     grad_values.check(product("linear_backward_weight")(grad, x, *at), f"backward_weight {case}")
-    for need in itertools.product((True, False), repeat=3):
+    for need in needs:
         gradients = product("linear_backward")(grad, x, values, *at, *need)
         for exact, got, needed in zip((grad_x, grad_values, grad_bias), gradients, need, strict=True):
             if needed:

@@ -227,3 +227,16 @@ def test_ties_go_to_the_lower_block():
     mask = BSR.prune(torch.ones(8, 12), 0.5, block=(4, 4))
     assert mask[:4].all()
     assert not mask[4:].any()
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 9), (40, 0), (70, 45), (200, 333)], ids=str)
+def test_the_longest_rows_come_first(shape):
+    """For kernels that take them in this order; those of equal length as they stand."""
+    pattern = BSR.from_mask(BSR.prune(torch.rand(shape), 0.6, (8, 16)), (8, 16))
+    *tensors, order, t_order = pattern.gpu_tensors()
+    assert [t.data_ptr() for t in tensors] == [t.data_ptr() for t in pattern.tensors()]
+    for found, ptr in ((order, pattern.block_row_ptr), (t_order, pattern.t_block_ptr)):
+        lengths = ptr.diff().tolist()
+        assert found.dtype == torch.int32
+        assert found.tolist() == sorted(range(len(lengths)), key=[-length for length in lengths].__getitem__)
+    assert pattern.to("meta").gpu_operands[0][-1].is_meta

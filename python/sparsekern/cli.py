@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -17,6 +18,7 @@ from . import _library, cost
 from ._version import __version__
 from .benchmark import command, report, results, tune
 from .doctor import command as doctor
+from .formats import triton_products
 from .formats.products import PRODUCTS as FORMATS
 from .ops import NATIVE_DTYPES
 
@@ -95,9 +97,20 @@ def _facts() -> Iterator[tuple[str, str]]:
     cutlass = has_cuda and torch.ops.sparsekern.cutlass()
     built = f"built, {'with' if cutlass else 'without'} CUTLASS (2:4 on Hopper)" if has_cuda else "not built"
     yield "CUDA kernels", built
+    yield "Triton", _triton()
     yield "GPU", _gpu()
     native = importlib.util.find_spec("sparsekern._native") is not None
     yield "_native", "built" if native else "not built (wheels come without it): no FMA peak"
+
+
+def _triton() -> str:
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    reasons = {format: triton_products.missing(format, kind) for format in FORMATS}
+    there = [format for format, reason in reasons.items() if reason is None]
+    if not there:
+        return f"no: {next(reasons[format] for format in triton_products.FORMATS)}"
+    interpreted = "" if kind == "cuda" else ", interpreted"
+    return f"{importlib.metadata.version('triton')}{interpreted}, for {', '.join(there)}"
 
 
 def _gpu() -> str:
@@ -110,6 +123,8 @@ def _runs(op: str, device: str) -> str:
     """The backend that runs ``op`` on ``device``, and why it is not the native one."""
     if _library.has_kernel(op, device):
         return "native"
+    if device == "cuda" and triton_products.missing(op.partition("_")[0], device) is None:
+        return "triton"
     if _library.LOAD_ERROR is not None:
         return "dense: no library"
     return f"dense: no {device} kernel in the library"

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ._library import LOAD_ERROR
 from .copies import has_mask_on_gpu
 from .cost import MARGIN, Prediction, remembered_at
 from .dense import NATIVE, By, Plan
@@ -94,7 +95,8 @@ def of_device(device: torch.device) -> Gpu:
     """The rates for a CUDA device, by its compute capability, and what it says of itself."""
     found: Any = torch.cuda.get_device_properties(device)  # torch's stubs lack what is asked for
     capability = (found.major, found.minor)
-    cutlass = HOPPER.cutlass if capability == (9, 0) and torch.ops.sparsekern.cutlass() else 0.0
+    with_cutlass = capability == (9, 0) and LOAD_ERROR is None and torch.ops.sparsekern.cutlass()
+    cutlass = HOPPER.cutlass if with_cutlass else 0.0
     return replace(
         HOPPER if capability >= (9, 0) else AMPERE,
         multiprocessors=found.multi_processor_count,

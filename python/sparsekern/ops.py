@@ -9,17 +9,20 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import cost, cost_gpu
+from . import cost, cost_gpu, cost_triton
 from ._library import LOAD_ERROR, has_kernel
 from .copies import Ready, capturing
 from .dense import DENSE, NATIVE, By, Plan, planned_linear, scattered_linear
 from .formats import Pattern
+from .formats import triton_products as triton
 from .formats.products import ACTIVATIONS, PRODUCTS
 
-BACKENDS = ("auto", "native", "dense", "reference")
+BACKENDS = ("auto", "native", "triton", "dense", "reference")
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 GPU_DTYPES = (*NATIVE_DTYPES, torch.float16)
 SCATTER_DTYPES = (*NATIVE_DTYPES, torch.float16, torch.float64)
+
+TRANSFORMED = "torch.func transforms and forward-mode derivatives need ops made of torch's own"
 
 CHECK = os.environ.get("SPARSEKERN_CHECK", "0") not in ("", "0")
 """Whether every call checks its pattern's contents again, to find who writes to index tensors. Slow."""
@@ -45,10 +48,11 @@ def linear(
         activation: σ, ``"relu"``, ``"gelu"`` (exact), ``"silu"`` or None. The native kernels apply it as they
             store y, where no gradient is asked for.
         backend: ``"native"`` (compiled kernels; float32 and bfloat16, on GPUs float16, accumulated in
-            float32), ``"dense"`` (torch's product with a dense copy of W, kept while the values do not
+            float32), ``"triton"`` (kernels that are compiled when they first run, on GPUs; the same dtypes),
+            ``"dense"`` (torch's product with a dense copy of W, kept while the values do not
             change; any dtype and device), ``"reference"`` (the same in plain torch operations, with nothing
-            kept) or ``"auto"``: native where it can run and is predicted to be faster than dense, see
-            :mod:`sparsekern.cost`.
+            kept) or ``"auto"``: native, on a GPU that the library has no kernels for Triton, where it can run
+            and is predicted to be faster than dense, see :mod:`sparsekern.cost`.
 
     Returns:
         ``(..., out_features)``, of x's dtype. Differentiable in x, values and bias, any number of times.
@@ -87,9 +91,19 @@ def linear(
     reason = unavailable(dtype, kind, pattern)
     if backend == "native" and reason is not None:
         raise ValueError(f'backend="native" cannot run: {reason}')
-    if reason is not None:
+    in_triton = backend == "triton" or (backend == "auto" and kind == "cuda" and reason is not None)
+    if in_triton and (missing := unavailable_in_triton(dtype, kind, pattern)) is not None:
+        if backend == "triton":
+            raise ValueError(f'backend="triton" cannot run: {missing}')
+        in_triton = False
+    if reason is not None and not in_triton:
         return ACTIVATIONS[activation](_dense(x, values.to(dtype), bias, pattern))
     flat = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), in_features)
+    if in_triton:
+        if backend == "auto" and not prefers_triton(flat, values, pattern):
+            return ACTIVATIONS[activation](_dense(x, values.to(dtype), bias, pattern))
+        y = triton.products(pattern.format).linear(flat, values.to(dtype), bias, pattern, activation)
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], out_features)
     plan = DENSE if backend == "dense" else NATIVE if backend == "native" else choose(flat, values, pattern)
     if plan == NATIVE:
         y = PRODUCTS[pattern.format].linear(flat, values.to(dtype), bias, pattern, activation)
@@ -116,6 +130,15 @@ def choose(x: Tensor, values: Tensor, pattern: Pattern) -> Plan:
     grad = torch.is_grad_enabled()
     call = (pattern, x.shape[0], x.dtype, grad and x.requires_grad, grad and values.requires_grad)
     return cost.choose(*call) if kind == "cpu" else cost_gpu.choose(*call, keeps=not capturing(x))
+
+
+def prefers_triton(x: Tensor, values: Tensor, pattern: Pattern) -> bool:
+    """Whether ``"auto"`` runs Triton's kernels and not torch's dense product, without native ones."""
+    if torch.compiler.is_compiling():
+        return cost_triton.beats_dense_if_compiled(pattern, x.shape[0] <= cost.FEW, x.dtype)
+    grad = torch.is_grad_enabled()
+    need = grad and x.requires_grad, grad and values.requires_grad
+    return cost_triton.beats_dense(pattern, x.shape[0], x.dtype, *need)
 
 
 def _dense(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:
@@ -166,7 +189,7 @@ def unavailable(dtype: torch.dtype, kind: str, pattern: Pattern) -> str | None:
     if dtype not in dtypes:
         return f"it takes {' or '.join(str(d) for d in dtypes)}, got {dtype}"
     if _transformed():
-        return "torch.func transforms and forward-mode derivatives need ops made of torch's own"
+        return TRANSFORMED
     if kind in ("cpu", "meta"):
         return LOAD_ERROR
     if not has_kernel(f"{pattern.format}_linear", kind):
@@ -174,3 +197,13 @@ def unavailable(dtype: torch.dtype, kind: str, pattern: Pattern) -> str | None:
     if torch.is_grad_enabled() and not has_kernel(f"{pattern.format}_linear_backward_input", kind):
         return f"it has no backward kernels for {kind} yet; wrap inference in torch.no_grad()"
     return None
+
+
+def unavailable_in_triton(dtype: torch.dtype, kind: str, pattern: Pattern) -> str | None:
+    """:func:`unavailable` of Triton's kernels."""
+    if dtype not in GPU_DTYPES:
+        return f"it takes {' or '.join(str(d) for d in GPU_DTYPES)}, got {dtype}"
+    if _transformed():
+        return TRANSFORMED
+    missing: str | None = triton.missing(pattern.format, kind)
+    return missing

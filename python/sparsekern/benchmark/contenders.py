@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from .._library import LOAD_ERROR
+from ..formats import parse_format
+from ..formats.triton_products import missing
 from ..nn import SparseLinear
 from .cases import Case, Suite
 
@@ -50,11 +52,19 @@ class Contender(ABC):
 
 
 class Sparsekern(Contender):
-    """:class:`sparsekern.SparseLinear` of the case's format, native or as ``"auto"`` chooses."""
+    """:class:`sparsekern.SparseLinear` of the case's format: native, in Triton, or as ``"auto"`` chooses."""
 
     def __init__(self, layout: str, backend: str = "native") -> None:
         self.layout = layout
         self.backend = "reference" if backend == "native" and LOAD_ERROR is not None else backend
+
+    def refuses(self, case: Case) -> str | None:
+        """Why Triton cannot run it, where that is asked for."""
+        if self.backend != "triton":
+            return None
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+        reason: str | None = missing(parse_format(case.format).kind.format, kind)
+        return reason
 
     def build(self, linear: nn.Linear, mask: Tensor, case: Case) -> nn.Module:
         """A ``SparseLinear`` that runs this backend only."""

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import cost, ops
+from .. import cost, ops, triton_profile
 from ..copies import gather, mask_operands, scatter
 from ..dense import MASK
-from ..formats import CSR, mask, parse_format
+from ..formats import CSR, mask, parse_format, triton_products
 from ..formats.products import PRODUCTS
+from . import tune_triton
 from .progress import progress
 from .timing import quantile, race
 
@@ -59,6 +60,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
+    """Measure what this machine has: the CPU for ``"auto"``, and on a GPU the tiles of Triton's kernels."""
+    status = tune_cpu(arguments)
+    if status == 0 and torch.cuda.is_available() and triton_products.missing("bsr", "cuda") is None:
+        path = triton_profile.profile_path()
+        try:
+            triton_profile.write(path, tune_triton.measure(), f"measured with torch {torch.__version__}")
+        except KeyboardInterrupt:
+            print("interrupted; no profile of Triton's kernels was written", file=sys.stderr)
+            return 130
+        print(f"wrote {path}: tiles of Triton's kernels")
+        triton_profile.load(path)
+    return status
+
+
+def tune_cpu(arguments: argparse.Namespace) -> int:
     """Measure, fit, save, and say how well the fit predicts what was measured."""
     path = arguments.output or cost.profile_path()
     try:

@@ -26,6 +26,8 @@ PRODUCTS = (
     "mask_linear",
     "mask_linear_backward",
 )
+TRITON = tuple(f"triton_{name}" for name in PRODUCTS[1:5])
+"""Those in Triton, on GPUs, of the odd shape alone: each kernel takes a second to compile."""
 MASKED = PRODUCTS[-2:]
 """Along a bit mask: the same kernels for all formats but BSR."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -123,6 +125,9 @@ def plan(
             layout, number = next(layouts), chosen.randrange(2**31)
             for product in products:
                 yield Case(device, spec, product, dtype, shape, batch, density, layout, number)
+            if device.startswith("cuda") and shape == _ODD and batch == batches[0]:
+                for product in TRITON:
+                    yield Case(device, spec, product, dtype, shape, batch, density, layout, number)
     if device.startswith("cuda") and "2:4" in formats:
         for spec, dtype, shape in itertools.product(("2:4", "1:2"), dtypes or DTYPES, _HOPPER):
             number = chosen.randrange(2**31)

@@ -14,9 +14,10 @@ from .. import ops
 from .._library import LOAD_ERROR, has_kernel
 from ..copies import mask_fits, mask_operands
 from ..formats import NM, Pattern, parse_format
+from ..formats import triton_products as triton
 from ..formats.products import ACTIVATIONS
 from ..tolerance import Exact, as_tuple
-from .cases import LAYOUTS, MASKED, PATTERN, Case
+from .cases import LAYOUTS, MASKED, PATTERN, TRITON, Case
 
 OLDEST = (8, 0)
 """Compute capability that the GPU kernels need: tensor cores with bfloat16 and asynchronous copies."""
@@ -57,9 +58,21 @@ def no_device(device: str) -> str | None:
     return None
 
 
+def no_triton(device: str) -> str | None:
+    """Why no kernel in Triton runs on ``device``, or None."""
+    at = torch.device(device)
+    if at.type == "cuda" and (at.index or 0) >= torch.cuda.device_count():
+        return no_device(device)
+    return triton.missing(triton.FORMATS[0], at.type)  # type: ignore[no-any-return]
+
+
 @functools.cache
 def unavailable(device: str, format: str, product: str, dtype: torch.dtype) -> str | None:
     """Why this op is not there, or None if it must compute the right numbers."""
+    if product in TRITON:
+        with torch.no_grad():
+            pattern = _pattern(format, (8, 32), 1.0, 0)[1]
+            return no_triton(device) or ops.unavailable_in_triton(dtype, torch.device(device).type, pattern)
     if reason := no_device(device):
         return reason
     kind = torch.device(device).type
@@ -139,7 +152,9 @@ def _run(
         return LAYOUTS[case.layout](moved) if strided else moved
 
     pattern = _on(case.device, case.format, inputs)
-    operands = mask_operands(pattern) if case.product in MASKED else pattern.operands
+    operands: Any = mask_operands(pattern) if case.product in MASKED else pattern.operands
+    if case.product in TRITON:
+        operands = pattern.gpu_operands
     placed = [place(argument) for argument in arguments]
     options = {} if activation is None else {"activation": list(ACTIVATIONS).index(activation)}
     first, second = (as_tuple(_op(case)(*placed, *operands, *need, **options)) for _ in range(2))
@@ -150,7 +165,9 @@ def _run(
 
 
 def _op(case: Case) -> Callable[..., Any]:
-    op: Callable[..., Any] = getattr(torch.ops.sparsekern, case.kernel)
+    triton_op = case.product in TRITON
+    library = torch.ops.sparsekern_triton if triton_op else torch.ops.sparsekern
+    op: Callable[..., Any] = getattr(library, case.kernel.replace("triton_", ""))
     return op
 
 
@@ -247,4 +264,5 @@ _CHECKS: dict[str, Callable[[Case, _Inputs], float]] = {
     "gather": _gather,
     "mask_linear": _linear,
     "mask_linear_backward": _mask_backward,
+    **dict(zip(TRITON, (_linear, _backward_input, _backward_weight, _backward), strict=True)),
 }

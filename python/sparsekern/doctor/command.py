@@ -15,8 +15,8 @@ from ..benchmark import report
 from ..benchmark.command import format_spec
 from ..benchmark.progress import progress
 from ..isolation import Failure, Worker
-from .cases import DTYPES, PRODUCTS, Case, plan
-from .check import check, no_device, unavailable
+from .cases import DTYPES, PRODUCTS, TRITON, Case, plan
+from .check import check, no_device, no_triton, unavailable
 
 NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 
@@ -101,7 +101,7 @@ def main(arguments: argparse.Namespace, run: Run | None = None) -> int:
     todo, absent = _available(
         case
         for device in devices
-        if no_device(device) is None
+        if no_device(device) is None or no_triton(device) is None
         for case in plan(device, arguments.format, dtypes, quick=arguments.quick, seed=seed)
     )
     status = 0
@@ -158,7 +158,7 @@ def _report(
     for case in absent:
         cell(case).absent = True
     kernels = list(dict.fromkeys((device, kernel) for device, kernel, _ in cells))
-    order = {product: i for i, product in enumerate(PRODUCTS)}
+    order = {product: i for i, product in enumerate((*PRODUCTS, *TRITON))}
     stems = list(dict.fromkeys(kernel.partition("_")[0] for _, kernel in kernels))
 
     def place(row: tuple[str, str]) -> tuple[str, int, int]:

@@ -33,7 +33,9 @@ class BSR(Pattern):
 
     The values are ``[blocks, bh, bw]``. Derived when built, for ``backward_input``, is W transposed:
     int32 ``t_block_ptr [ceil(in / bw) + 1]``, ``t_block_row [blocks]`` (block rows, ascending within a block
-    column) and ``t_block [blocks]`` (which block each of those is).
+    column) and ``t_block [blocks]`` (which block each of those is). For kernels that take the longest first,
+    int32 ``row_order [ceil(out / bh)]`` and ``t_row_order [ceil(in / bw)]`` list the block rows, and those of
+    W transposed, by falling number of blocks.
     """
 
     format = "bsr"
@@ -55,6 +57,7 @@ class BSR(Pattern):
         self.block_row_ptr = block_row_ptr
         self.block_col_idx = block_col_idx
         self.t_block_ptr, self.t_block_row, self.t_block = transpose(block_row_ptr, block_col_idx, columns)
+        self.row_order, self.t_row_order = _longest_first(block_row_ptr), _longest_first(self.t_block_ptr)
         self._nnz = block_col_idx.numel() * self.block[0] * self.block[1]
         if block_col_idx.device.type != "meta":  # there, nobody knows where the blocks are
             heights, widths = _inside(self.shape, self.block, block_col_idx.device)
@@ -179,6 +182,10 @@ class BSR(Pattern):
         """``[block_row_ptr, block_col_idx, t_block_ptr, t_block_row, t_block]``."""
         return [self.block_row_ptr, self.block_col_idx, self.t_block_ptr, self.t_block_row, self.t_block]
 
+    def gpu_tensors(self) -> list[Tensor]:
+        """:meth:`tensors`, ``row_order`` and ``t_row_order``."""
+        return [*self.tensors(), self.row_order, self.t_row_order]
+
     def sizes(self) -> list[int]:
         """``[out, in, bh, bw]``."""
         return [*self.shape, *self.block]
@@ -194,6 +201,11 @@ def check_block(block: Sequence[int]) -> tuple[int, int]:
 def block_grid(shape: tuple[int, int], block: tuple[int, int]) -> tuple[int, int]:
     """How many block rows and block columns cover ``shape``."""
     return -(-shape[0] // block[0]), -(-shape[1] // block[1])
+
+
+def _longest_first(ptr: Tensor) -> Tensor:
+    """int32: the rows by falling length, equal ones as they stand."""
+    return torch.argsort(ptr.diff(), descending=True, stable=True).to(torch.int32)
 
 
 def _inside(shape: tuple[int, int], block: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -137,8 +137,8 @@ class CSR(DevicePattern):
         self.col_idx = col_idx
         self._derive()
 
-    def _kind(self) -> type[Tiles] | type[Transposed]:
-        return Transposed if self.device.type == "cuda" else Tiles
+    def _kind(self, device: str | None = None) -> type[Tiles] | type[Transposed]:
+        return Transposed if (device or self.device.type) == "cuda" else Tiles
 
     def _build(self, kind: type[Tiles] | type[Transposed]) -> Tiles | Transposed:
         return kind.build(self.shape, self.row_ptr, self.col_idx)

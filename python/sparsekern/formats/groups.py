@@ -48,8 +48,8 @@ class GroupPattern(DevicePattern):
         """Where the index tensors are."""
         return self.index.device
 
-    def _kind(self) -> type[Tiles] | type[Metadata]:
-        return Metadata if self.device.type == "cuda" else Tiles
+    def _kind(self, device: str | None = None) -> type[Tiles] | type[Metadata]:
+        return Metadata if (device or self.device.type) == "cuda" else Tiles
 
     def _build(self, kind: type[Tiles] | type[Metadata]) -> Tiles | Metadata:
         if kind is Metadata:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -128,6 +129,18 @@ class Pattern(ABC):
         found: tuple[list[Tensor], list[int]] = self.memo["operands"]
         return found
 
+    def gpu_tensors(self) -> list[Tensor]:
+        """:meth:`tensors` as Triton's kernels take them, wherever they are: those of a GPU."""
+        return self.tensors()
+
+    @property
+    def gpu_operands(self) -> tuple[list[Tensor], list[int]]:
+        """:meth:`gpu_tensors` and :meth:`sizes`, listed once."""
+        if "gpu operands" not in self.memo:
+            self.memo["gpu operands"] = self.gpu_tensors(), self.sizes()
+        found: tuple[list[Tensor], list[int]] = self.memo["gpu operands"]
+        return found
+
     def _map(self: P, fn: Callable[[Tensor], Tensor]) -> P:
         """The same pattern with ``fn`` applied to each of its tensors (to move them to another device)."""
         return map_tensors(self, fn)
@@ -231,12 +244,21 @@ class DevicePattern(Pattern):
     """What the kernels of the tensors' device need beside the primary tensors."""
 
     @abstractmethod
-    def _kind(self) -> Any:
-        """The type of :attr:`derived` on the tensors' device."""
+    def _kind(self, device: str | None = None) -> Any:
+        """The type of :attr:`derived` on this type of device, or that of the tensors."""
 
     @abstractmethod
     def _build(self, kind: Any) -> Any:
         """The :attr:`derived` of this type."""
+
+    def gpu_tensors(self) -> list[Tensor]:
+        """:meth:`tensors` of this pattern as it is on a GPU."""
+        kind = self._kind("cuda")
+        if isinstance(self.derived, kind) or self.device.type == "meta":
+            return self.tensors()
+        there = copy.copy(self)
+        there.derived = self._build(kind)
+        return there.tensors()
 
     def _derive(self) -> None:
         """Where it is missing or another device's. On meta there is nothing to derive anew from."""

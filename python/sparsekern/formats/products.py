@@ -20,6 +20,7 @@ kernels register under these schemas in ``csrc/torch``.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -40,41 +41,46 @@ ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
 ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 
 
+PATTERN = "Tensor[] pattern, int[] sizes"
+SCHEMAS = {
+    "linear": f"(Tensor x, Tensor values, Tensor? bias, {PATTERN}, *, int activation=0) -> Tensor",
+    "linear_backward": f"(Tensor grad, Tensor x, Tensor values, {PATTERN}, bool need_x, bool need_values, "
+    "bool need_bias) -> (Tensor, Tensor, Tensor)",
+    "linear_backward_input": f"(Tensor grad, Tensor values, {PATTERN}) -> Tensor",
+    "linear_backward_weight": f"(Tensor grad, Tensor x, {PATTERN}) -> Tensor",
+    "scatter": f"(Tensor values, {PATTERN}) -> Tensor",
+    "gather": f"(Tensor dense, {PATTERN}) -> Tensor",
+}
+
+
 class Products:
     """The ops of one format, called as fast as eager torch allows.
 
     Args:
         format: the stem, e.g. ``"csr"``.
         values_shape: the shape of the values, from the pattern's tensors and sizes.
+        library: the namespace of the ops, which must be defined: those of :data:`SCHEMAS` or the products
+            among them.
     """
 
     def __init__(
-        self, format: str, values_shape: Callable[[list[Tensor], list[int]], tuple[int, ...]]
+        self,
+        format: str,
+        values_shape: Callable[[list[Tensor], list[int]], tuple[int, ...]],
+        library: str = "sparsekern",
     ) -> None:
         self.format = format
         self.values_shape = values_shape
-        pattern = "Tensor[] pattern, int[] sizes"
-        schemas = {
-            "linear": f"(Tensor x, Tensor values, Tensor? bias, {pattern}, *, int activation=0) -> Tensor",
-            "linear_backward": f"(Tensor grad, Tensor x, Tensor values, {pattern}, bool need_x, "
-            "bool need_values, bool need_bias) -> (Tensor, Tensor, Tensor)",
-            "linear_backward_input": f"(Tensor grad, Tensor values, {pattern}) -> Tensor",
-            "linear_backward_weight": f"(Tensor grad, Tensor x, {pattern}) -> Tensor",
-            "scatter": f"(Tensor values, {pattern}) -> Tensor",
-            "gather": f"(Tensor dense, {pattern}) -> Tensor",
-        }
-        for name, schema in schemas.items():
-            define(f"{format}_{name}{schema}")
+        self.library = library
+        ops = getattr(torch.ops, library)
         # Looked up once: they are on the path of every call.
-        ops: dict[str, Callable[..., Any]] = {
-            name: getattr(torch.ops.sparsekern, f"{format}_{name}").default for name in schemas
-        }
-        self.forward, self.backward = ops["linear"], ops["linear_backward"]
-        self.backward_input, self.backward_weight = (
-            ops["linear_backward_input"],
-            ops["linear_backward_weight"],
-        )
-        self.scatter, self.gather = ops["scatter"], ops["gather"]
+        self.forward: Callable[..., Any] = getattr(ops, f"{format}_linear").default
+        self.backward: Callable[..., Any] = getattr(ops, f"{format}_linear_backward").default
+        self.backward_input: Callable[..., Any] = getattr(ops, f"{format}_linear_backward_input").default
+        self.backward_weight: Callable[..., Any] = getattr(ops, f"{format}_linear_backward_weight").default
+        # Of any device; a library of products alone takes them from here.
+        self.scatter: Callable[..., Any] = getattr(torch.ops.sparsekern, f"{format}_scatter").default
+        self.gather: Callable[..., Any] = getattr(torch.ops.sparsekern, f"{format}_gather").default
         gradients: tuple[tuple[str, Callable[..., Any], Callable[..., None], Callable[..., Any]], ...] = (
             ("linear", self._linear_backward, _setup_linear, self._empty_linear),
             ("linear_backward", self._backward_backward, _setup_backward, self._empty_backward),
@@ -83,17 +89,24 @@ class Products:
             ("scatter", self._scatter_backward, _setup_one, self._empty_scatter),
             ("gather", self._gather_backward, _setup_one, self._empty_gather),
         )
-        for name, backward, setup, empty in gradients:
-            torch.library.register_autograd(f"sparsekern::{format}_{name}", backward, setup_context=setup)
-            torch.library.register_fake(f"sparsekern::{format}_{name}", empty)
+        for name, backward, setup, empty in gradients if library == "sparsekern" else gradients[:4]:
+            op = f"{library}::{format}_{name}"
+            torch.library.register_autograd(op, backward, setup_context=setup)
+            torch.library.register_fake(op, empty)
+
+    def operands(self, pattern: Pattern) -> tuple[list[Tensor], list[int]]:
+        """A pattern as the ops take it."""
+        if torch.compiler.is_compiling():
+            return pattern.tensors(), pattern.sizes()
+        return pattern.operands
 
     def linear(
         self, x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern, activation: str | None = None
     ) -> Tensor:
-        """``y = σ(x Wᵀ + b)`` by the native kernels, for a 2-D ``x [batch, in]``."""
+        """``y = σ(x Wᵀ + b)`` by this library's kernels, for a 2-D ``x [batch, in]``."""
         x = strided(x)
         compiling = torch.compiler.is_compiling()
-        tensors, sizes = (pattern.tensors(), pattern.sizes()) if compiling else pattern.operands
+        tensors, sizes = self.operands(pattern)
         grad = torch.is_grad_enabled()
         if activation is not None:
             if not (grad and any(t is not None and t.requires_grad for t in (x, values, bias))):
@@ -232,7 +245,7 @@ class Products:
         devices = {str(tensor.device) for tensor in pattern}
         if devices != {str(x.device)}:
             raise RuntimeError(
-                f"sparsekern::{self.format}_{op}: pattern must be on {x.device}, got {sorted(devices)}"
+                f"{self.library}::{self.format}_{op}: pattern must be on {x.device}, got {sorted(devices)}"
             )
 
 
@@ -247,7 +260,7 @@ class _Linear(torch.autograd.Function):
         pattern: Pattern,
     ) -> Tensor:
         ctx.save_for_backward(x, values)
-        ctx.products, ctx.operands = products, pattern.operands
+        ctx.products, ctx.operands = products, products.operands(pattern)
         with torch._C._AutoDispatchBelowAutograd():
             y: Tensor = products.forward(x, values, bias, *ctx.operands)
             return y
@@ -315,13 +328,16 @@ def _empty_matrix(like: Tensor, features: int) -> Tensor:
     return like.new_empty((batch, features))
 
 
-PRODUCTS = {
-    format: Products(format, values_shape)
-    for format, values_shape in (
-        ("csr", lambda pattern, sizes: tuple(pattern[1].shape)),
-        ("bsr", lambda pattern, sizes: (pattern[1].shape[0], sizes[2], sizes[3])),
-        ("nm", lambda pattern, sizes: tuple(pattern[0].shape)),
-        ("vnm", lambda pattern, sizes: tuple(pattern[1].shape)),
-    )
+VALUES_SHAPE: dict[str, Callable[[list[Tensor], list[int]], tuple[int, ...]]] = {
+    "csr": lambda pattern, sizes: tuple(pattern[1].shape),
+    "bsr": lambda pattern, sizes: (pattern[1].shape[0], sizes[2], sizes[3]),
+    "nm": lambda pattern, sizes: tuple(pattern[0].shape),
+    "vnm": lambda pattern, sizes: tuple(pattern[1].shape),
 }
-"""The products of each format by its stem."""
+"""The shape of each format's values, from its pattern's tensors and sizes."""
+
+for _format, _name in itertools.product(VALUES_SHAPE, SCHEMAS):
+    define(f"{_format}_{_name}{SCHEMAS[_name]}")
+
+PRODUCTS = {format: Products(format, values_shape) for format, values_shape in VALUES_SHAPE.items()}
+"""The native products of each format by its stem."""

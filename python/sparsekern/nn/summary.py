@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .. import cost, cost_gpu, ops
+from .. import cost, cost_gpu, cost_triton, ops
 from ..copies import has_mask_on_gpu, kept_bytes
 from ..dense import DENSE, NATIVE
 from .linear import SparseLinear
@@ -122,6 +122,15 @@ def _what_runs(layer: SparseLinear, batch: int) -> tuple[str, float | None, str 
     if backend not in ops.BACKENDS:
         return backend, None, f"cannot run: backend must be one of {ops.BACKENDS}"
     reason = ops.unavailable(dtype, kind, pattern)
+    if backend == "triton":
+        return backend, None, ops.unavailable_in_triton(dtype, kind, pattern)
+    if backend == "auto" and kind == "cuda" and reason is not None:
+        if ops.unavailable_in_triton(dtype, kind, pattern) is not None:
+            return "dense", None, reason
+        wins = cost_triton.beats_dense(pattern, batch, dtype, True, True)
+        if wins:
+            return "triton", None, reason
+        return "dense", None, f"Triton is not predicted to be faster, and {reason}"
     if reason is not None:
         return "dense" if backend == "auto" else backend, None, reason
     if kind not in ("cpu", "cuda") or backend == "reference":

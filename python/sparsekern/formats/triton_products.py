@@ -1,0 +1,113 @@
+"""The products in Triton, as ops of ``torch.ops.sparsekern_triton``, and why there are none where so.
+
+Triton is imported when it is first needed: a torch for CPUs comes without. ``torch.compile`` sees through the
+ops, to the kernels. Under the interpreter, for tests, they are opaque.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import triton_profile
+from .pattern import Pattern
+from .products import VALUES_SHAPE, Products
+
+LIBRARY = "sparsekern_triton"
+FORMATS = ("bsr",)
+"""Those that have Triton kernels."""
+OLDEST = (8, 0)
+"""Compute capability that they are written for: bfloat16 and asynchronous copies."""
+
+_PRODUCTS: dict[str, TritonProducts] = {}
+
+
+class TritonProducts(Products):
+    """The ops of one format in Triton."""
+
+    def operands(self, pattern: Pattern) -> tuple[list[Tensor], list[int]]:
+        """A pattern as on a GPU."""
+        if torch.compiler.is_compiling():
+            return pattern.gpu_tensors(), pattern.sizes()
+        return pattern.gpu_operands
+
+
+def products(format: str) -> TritonProducts:
+    """The ops of a format that :func:`missing` says nothing of."""
+    return _PRODUCTS[format]
+
+
+# Called while torch.compile traces, which must not follow it into imports and registrations.
+@torch.compiler.assume_constant_result
+def missing(format: str, kind: str) -> str | None:
+    """Why Triton's kernels of ``format`` cannot run on tensors of a device type, or None if they can."""
+    return _missing(format, kind)
+
+
+@functools.cache
+def _missing(format: str, kind: str) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; torch for CUDA brings it along"
+    if format not in FORMATS:
+        return f"there are Triton kernels for {', '.join(FORMATS)}, not for {format}"
+    try:
+        from ..triton_kernels.common import INTERPRETED
+    except Exception as error:  # whatever an installation that does not fit this torch or machine raises
+        return f"Triton cannot be used: {type(error).__name__}: {error}"
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            return "torch finds no GPU that it can use"
+        capability = torch.cuda.get_device_capability()
+        if capability < OLDEST:
+            got = ".".join(map(str, capability))
+            return f"its kernels need compute capability {'.'.join(map(str, OLDEST))} or later, got {got}"
+    elif kind == "cpu":
+        if not INTERPRETED:
+            return "on the CPU it is only interpreted, for tests, with TRITON_INTERPRET=1 from the start"
+    elif kind != "meta":
+        return f"there are kernels for CUDA, none for {kind}"
+    if kind == "cuda" and not _PRODUCTS:
+        triton_profile.load(triton_profile.profile_path())
+    if format not in _PRODUCTS:
+        _PRODUCTS[format] = _register(format, INTERPRETED)
+    return None
+
+
+def _register(format: str, interpreted: bool) -> TritonProducts:
+    kernels: Any = importlib.import_module(f"..triton_kernels.{format}", __package__)
+    # A traced call of an interpreted kernel would find tensors without numbers.
+    define: Any = torch.library.custom_op if interpreted else torch.library.triton_op
+
+    # By these names torch finds the kernels below, for the keys of what it compiled.
+    backward_input, backward_weight = kernels.linear_backward_input, kernels.linear_backward_weight
+
+    def linear_backward(
+        grad: Tensor,
+        x: Tensor,
+        values: Tensor,
+        pattern: list[Tensor],
+        sizes: list[int],
+        need_x: bool,
+        need_values: bool,
+        need_bias: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        nothing = grad.new_empty
+        return (
+            backward_input(grad, values, pattern, sizes) if need_x else nothing(0),
+            backward_weight(grad, x, pattern, sizes) if need_values else nothing(0),
+            grad.sum(0) if need_bias else nothing(0),
+        )
+
+    for name, function in (
+        ("linear", kernels.linear),
+        ("linear_backward", linear_backward),
+        ("linear_backward_input", backward_input),
+        ("linear_backward_weight", backward_weight),
+    ):
+        define(f"{LIBRARY}::{format}_{name}", function, mutates_args=())
+    return TritonProducts(format, VALUES_SHAPE[format], LIBRARY)

@@ -1,0 +1,84 @@
+"""Which tiles of Triton's kernels were measured to be the fastest on a GPU: the file that ``tune`` writes.
+
+Without one, tiles are chosen by arithmetic. Nothing is measured when a layer first runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import platformdirs
+import torch
+
+if TYPE_CHECKING:
+    from .triton_kernels.common import Config
+
+VERSION = 1
+"""Of the file's layout, and of what its names mean."""
+
+
+def profile_path(device: int = 0) -> Path:
+    """Where ``python -m sparsekern tune`` keeps what it measured on a GPU: a file for each model of GPU.
+
+    ``SPARSEKERN_TRITON_PROFILE`` names another one.
+    """
+    if path := os.environ.get("SPARSEKERN_TRITON_PROFILE"):
+        return Path(path)
+    model = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
+    return Path(platformdirs.user_data_dir("sparsekern", appauthor=False)) / f"triton-{model}.json"
+
+
+def load(path: Path) -> None:
+    """Let the kernels use the tiles in a file, if there is one. A file that cannot be used is warned of."""
+    from .triton_kernels import common
+
+    if not path.exists():
+        return
+    try:
+        found = read(path)
+    except (OSError, ValueError) as error:
+        again = "`python -m sparsekern tune` makes a new one"
+        warnings.warn(f"{error}; tiles are chosen by arithmetic. {again}", RuntimeWarning, stacklevel=2)
+        return
+    common.TUNED.update(found)
+    common.forget()
+
+
+def read(path: Path) -> dict[str, Config]:
+    """The tiles in a file. Raises ``ValueError`` that names the file if it is not one of this version."""
+    from .triton_kernels.common import Config
+
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["version"] != VERSION:
+            raise ValueError(f"version must be {VERSION}, got {data['version']!r}")
+        tiles = data["tiles"]
+        for name, numbers in tiles.items():
+            good = isinstance(numbers, list) and len(numbers) == len(Config._fields)
+            good = good and all(type(n) is int and 1 <= n <= 1024 for n in numbers)
+            # All but the number of stages must be powers of 2.
+            if not good or any(n & (n - 1) for n in numbers[:-1]):
+                raise ValueError(f"{name!r} must be {', '.join(Config._fields)}, got {numbers!r}")
+        return {name: Config(*numbers) for name, numbers in tiles.items()}
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{path} must be a profile of Triton's kernels: {what}") from None
+
+
+def write(path: Path, tiles: Mapping[str, Config], source: str) -> None:
+    """Save; a reader sees the old file or the new one, never half of it."""
+    data = {
+        "version": VERSION,
+        "source": source,
+        "tiles": {name: list(tiles[name]) for name in sorted(tiles)},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.tmp")
+    partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)

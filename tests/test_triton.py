@@ -1,0 +1,90 @@
+"""Triton's kernels under its interpreter, and when they do not run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sparsekern as sk
+import torch
+from cases import random_pattern
+from sparsekern.formats import triton_products
+from sparsekern.formats.triton_products import FORMATS
+
+HERE = Path(__file__).parent
+FOUND = importlib.util.find_spec("triton") is not None
+OLD = (
+    FOUND and importlib.metadata.version("triton") < "3.7" and np.lib.NumpyVersion(np.__version__) >= "2.4.0"
+)
+
+
+@pytest.fixture(scope="module")
+def runs() -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
+    """The tests of each format in a process of its own: whether kernels are interpreted is settled early."""
+
+    def run(format: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+        return subprocess.run(
+            [*command, "triton_interpreted.py", "-k", f"{format}-"],
+            cwd=HERE,
+            env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        yield {format: pool.submit(run, format) for format in FORMATS}
+
+
+@pytest.mark.skipif(not FOUND, reason="needs Triton: pip install triton")
+@pytest.mark.skipif(OLD, reason="the interpreter of Triton 3.6 needs numpy before 2.4")
+@pytest.mark.parametrize("format", FORMATS)
+def test_under_the_interpreter(
+    format: str, runs: dict[str, Future[subprocess.CompletedProcess[str]]]
+) -> None:
+    done = runs[format].result()
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def refused(match: str) -> None:
+    pattern = random_pattern("bsr4", (8, 8), 0.5)
+    x, values = torch.randn(2, 8), torch.randn(pattern.values_shape)
+    with pytest.raises(ValueError, match=match):
+        sk.linear(x, values, pattern, backend="triton")
+    assert torch.equal(sk.linear(x, values, pattern).detach(), sk.linear(x, values, pattern, backend="auto"))
+
+
+def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "triton" else find(name))
+    triton_products._missing.cache_clear()
+    refused(r'backend="triton" cannot run: Triton is not installed')
+    triton_products._missing.cache_clear()
+
+
+@pytest.mark.skipif(not FOUND or "TRITON_INTERPRET" in os.environ, reason="needs Triton, not interpreted")
+def test_cpu_tensors_without_the_interpreter() -> None:
+    refused("on the CPU it is only interpreted, for tests, with TRITON_INTERPRET=1")
+
+
+@pytest.mark.skipif(not FOUND, reason="needs Triton: pip install triton")
+def test_float64_is_refused() -> None:
+    pattern = random_pattern("bsr4", (8, 8), 0.5)
+    x, values = torch.randn(2, 8).double(), torch.randn(pattern.values_shape).double()
+    with pytest.raises(ValueError, match=r"it takes torch.float32 or torch.bfloat16 or torch.float16"):
+        sk.linear(x, values, pattern, backend="triton")
+
+
+def test_importing_sparsekern_leaves_triton_alone() -> None:
+    code = "import sys, sparsekern; assert 'sparsekern.triton_kernels' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
