@@ -14,8 +14,9 @@ if importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRE
 
 import torch
 import triton_compile
+from cases import op
 from sparsekern.formats import parse_format, triton_products
-from sparsekern.triton_kernels import bsr, bsr_weight
+from sparsekern.triton_kernels import bsr, bsr_weight, csr_weight, groups_launch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch._subclasses.functional_tensor import dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -41,24 +42,27 @@ def test_what_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture
 def ops(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The ops of BSR as on a GPU, under a name of their own: on the CPU none are registered."""
+    """The ops as on a GPU, under a name of their own: on the CPU none are registered."""
     monkeypatch.setattr(triton_products, "LIBRARY", "sparsekern_triton_traced")
-    for module in (bsr, bsr_weight):
+    for module in (bsr, bsr_weight, csr_weight, groups_launch):
         monkeypatch.setattr(module, "gpu_of", lambda device: triton_compile.GPUS[90])
-    if not hasattr(torch.ops.sparsekern_triton_traced, "bsr_linear"):
-        triton_products._register("bsr", interpreted=False)
+    for format in triton_products.FORMATS:
+        if not hasattr(torch.ops.sparsekern_triton_traced, f"{format}_linear"):
+            triton_products._register(format, interpreted=False)
     return "sparsekern_triton_traced"
 
 
-def test_torch_compile_sees_the_kernels(ops: str) -> None:
+@pytest.mark.parametrize("spec", ["bsr32", "csr", "2:4", "5:11", "64:2:8"])
+def test_torch_compile_sees_the_kernels(spec: str, ops: str) -> None:
     """As it traces, for any batch of about this size. What Inductor makes of it needs a GPU."""
-    pattern = parse_format("bsr32").random((128, 64), 0.5, None)
-    library = getattr(torch.ops, ops)
+    kind = parse_format(spec)
+    pattern = kind.random((128, 64), 0.5 if kind.fixed_sparsity is None else None, None)
+    linear = op(pattern, "linear", ops)
 
     def step(x: torch.Tensor, values: torch.Tensor, *index: torch.Tensor) -> torch.Tensor:
         at = [*index], pattern.sizes()
-        y = library.bsr_linear(x, values, None, *at, activation=1)
-        return library.bsr_linear_backward(y, x, values, *at, True, True, False)
+        y = linear(x, values, None, *at, activation=1)
+        return op(pattern, "linear_backward", ops)(y, x, values, *at, True, True, False)
 
     tensors = [torch.empty(48, 64), torch.empty(pattern.values_shape), *pattern.gpu_tensors()]
     any_batch = StatelessSymbolicContext([DimDynamic.DYNAMIC, DimDynamic.STATIC])
@@ -67,6 +71,6 @@ def test_torch_compile_sees_the_kernels(ops: str) -> None:
         rest = [mode.from_tensor(tensor, static_shapes=True) for tensor in tensors[1:]]
         graph = make_fx(dispatch_functionalize(step))(x, *rest)
     assert graph.code.count("higher_order.triton_kernel_wrapper_functional(") == 3, graph.code
-    assert "bsr_linear" not in graph.code
+    assert f"{pattern.format}_linear" not in graph.code
     assert not isinstance(x.shape[0], int)
     assert not x.shape[0].node.expr.is_number, "one graph must serve more than one batch"

@@ -33,7 +33,13 @@ PRODUCTS = ("linear", "linear_backward_input", "linear_backward_weight")
 DTYPES = {"bfloat16": "ieee", "float16": "ieee", "float32": "ieee", "tf32": "tf32"}
 SPECS = ("bsr4", "bsr16", "bsr32", "bsr128", "bsr128x16")
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-_TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32"}
+_TYPES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int32: "*i32",
+    torch.uint8: "*u8",
+}
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ def jobs(specs: tuple[str, ...] = SPECS) -> Iterator[Job]:
                 yield Job(spec, product, dtype, feature_major, config, arch)
 
 
-class _Recorder:
+class Recorder:
     """In place of ``wrap_triton``: what would be launched."""
 
     def __init__(self) -> None:
@@ -114,7 +120,7 @@ def launch(job: Job) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     x = torch.empty(512, 512, dtype=dtype)
     x = x.t() if job.feature_major else x
     values, bias, at = x.new_empty(pattern.values_shape), x.new_empty(512), pattern.gpu_operands
-    recorder, kept = _Recorder(), torch.get_float32_matmul_precision()
+    recorder, kept = Recorder(), torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if job.dtype == "tf32" else "highest")
     with contextlib.ExitStack() as stack:
         for module, name in ((bsr, "product_config"), (bsr_weight, "weight_config")):
@@ -130,7 +136,16 @@ def launch(job: Job) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
 
 def compiled(job: Job) -> Code:
     """As Triton would compile it when it is launched with aligned tensors."""
-    kernel, args, options = launch(job)
+    made, stack = compile_for(job.arch, *launch(job))
+    ptx, wgmma = made.asm["ptx"], "wgmma.mma_async" in made.asm["ptx"]
+    # `wgmma` reads from shared memory, so one more tile stays there.
+    c, size = job.config, 4 if "32" in job.dtype else 2
+    tiles = (c.rows + c.columns) * c.step * size * (c.stages - (not wgmma))
+    return Code(made.metadata.shared, stack, wgmma, "mma.sync" in ptx, made.metadata.shared >= tiles)
+
+
+def compile_for(arch: int, kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, int]:
+    """What Triton makes of a launch for an architecture, and how many bytes a thread spills."""
     settings = {name: options.pop(name) for name in ("num_warps", "num_stages") if name in options}
     given = dict(zip(kernel.arg_names, args, strict=False)) | options
     signature, constants, attributes = {}, {}, {}
@@ -143,18 +158,14 @@ def compiled(job: Job) -> Code:
             if isinstance(value, torch.Tensor) or value % 16 == 0:
                 attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
-    made = triton.compile(source, target=GPUTarget("cuda", job.arch, 32), options=settings)
+    made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=settings)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
         file.flush()
         command = [_TOOLS / "cuobjdump", "-res-usage", file.name]
         used = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     stack, local = (int(n) for n in re.findall(r"(?:STACK|LOCAL):(\d+)", used))
-    ptx, wgmma = made.asm["ptx"], "wgmma.mma_async" in made.asm["ptx"]
-    # `wgmma` reads from shared memory, so one more tile stays there.
-    c, size = job.config, 4 if "32" in job.dtype else 2
-    tiles = (c.rows + c.columns) * c.step * size * (c.stages - (not wgmma))
-    return Code(made.metadata.shared, stack + local, wgmma, "mma.sync" in ptx, made.metadata.shared >= tiles)
+    return made, stack + local
 
 
 def compile_all(todo: list[Job]) -> Iterator[tuple[Job, list[str]]]:

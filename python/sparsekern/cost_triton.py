@@ -46,9 +46,9 @@ def seconds(facts: Facts, product: str, batch: int, dtype: torch.dtype, gpu: Gpu
     multiplying = max(size * share * rows / rate, memory)
     if product == "backward_weight":
         return multiplying
-    # W is expanded anew for each 256 rows of x: some 10 instructions per number, of 128 that are issued in a
+    # W is expanded anew for each 256 rows of x: some 14 instructions per number, of 128 that are issued in a
     # cycle.
-    return float(multiplying + -(-batch // 256) * size * share * 10 / 128 / gpu.cycles)
+    return float(multiplying + -(-batch // 256) * size * share * 14 / 128 / gpu.cycles)
 
 
 def beats_dense(pattern: Pattern, batch: int, dtype: torch.dtype, need_x: bool, need_values: bool) -> bool:

@@ -19,7 +19,7 @@ from .pattern import Pattern
 from .products import VALUES_SHAPE, Products
 
 LIBRARY = "sparsekern_triton"
-FORMATS = ("bsr",)
+FORMATS = ("bsr", "csr", "nm", "vnm")
 """Those that have Triton kernels."""
 OLDEST = (8, 0)
 """Compute capability that they are written for: bfloat16 and asynchronous copies."""

@@ -1,0 +1,37 @@
+"""V:N:M: N values in 4 columns of each M that V rows share. The kernels are in :mod:`groups`."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from . import groups_launch
+from .groups_launch import Groups
+
+
+def linear(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    pattern: list[Tensor],
+    sizes: list[int],
+    *,
+    activation: int = 0,
+) -> Tensor:
+    """``y = σ(x Wᵀ + b)``."""
+    return groups_launch.linear(_groups(pattern, sizes), x, values, bias, activation)
+
+
+def linear_backward_input(grad: Tensor, values: Tensor, pattern: list[Tensor], sizes: list[int]) -> Tensor:
+    """``dx = g W``."""
+    return groups_launch.backward_input(_groups(pattern, sizes), grad, values)
+
+
+def linear_backward_weight(grad: Tensor, x: Tensor, pattern: list[Tensor], sizes: list[int]) -> Tensor:
+    """``dW = gᵀ x``, where W has values."""
+    return groups_launch.backward_weight(_groups(pattern, sizes), grad, x)
+
+
+def _groups(pattern: list[Tensor], sizes: list[int]) -> Groups:
+    columns_of_groups, index, selected, packed, *_ = pattern
+    rows, columns, v, n, m = map(int, sizes)
+    return Groups(rows, columns, n, m, min(v, rows), index, packed, selected, columns_of_groups)
