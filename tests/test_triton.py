@@ -24,16 +24,21 @@ FOUND = importlib.util.find_spec("triton") is not None
 OLD = (
     FOUND and importlib.metadata.version("triton") < "3.7" and np.lib.NumpyVersion(np.__version__) >= "2.4.0"
 )
+RUNS = {
+    **{format: ["triton_interpreted.py", "-k", f"{format}-"] for format in FORMATS},
+    "masks": ["triton_interpreted_masks.py"],
+}
+"""What is interpreted, by name: arguments of pytest."""
 
 
 @pytest.fixture(scope="module")
 def runs() -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
-    """The tests of each format in a process of its own: whether kernels are interpreted is settled early."""
+    """Each in a process of its own: whether kernels are interpreted is settled early."""
 
-    def run(format: str) -> subprocess.CompletedProcess[str]:
+    def run(name: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
         return subprocess.run(
-            [*command, "triton_interpreted.py", "-k", f"{format}-"],
+            [*command, *RUNS[name]],
             cwd=HERE,
             env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
             capture_output=True,
@@ -43,16 +48,14 @@ def runs() -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
         )
 
     with ThreadPoolExecutor(2) as pool:
-        yield {format: pool.submit(run, format) for format in FORMATS}
+        yield {name: pool.submit(run, name) for name in RUNS}
 
 
 @pytest.mark.skipif(not FOUND, reason="needs Triton: pip install triton")
 @pytest.mark.skipif(OLD, reason="the interpreter of Triton 3.6 needs numpy before 2.4")
-@pytest.mark.parametrize("format", FORMATS)
-def test_under_the_interpreter(
-    format: str, runs: dict[str, Future[subprocess.CompletedProcess[str]]]
-) -> None:
-    done = runs[format].result()
+@pytest.mark.parametrize("name", RUNS)
+def test_under_the_interpreter(name: str, runs: dict[str, Future[subprocess.CompletedProcess[str]]]) -> None:
+    done = runs[name].result()
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import triton_masks
 from .csr import Tiles
 from .metadata import Metadata
 from .pattern import DevicePattern
@@ -162,6 +163,9 @@ def beaten(planes: Tensor) -> Tensor:
 
 def top_of_groups(scores: Tensor, n: int, m: int) -> Tensor:
     """Bool ``[out, in]``: the ``n`` largest of each ``m`` columns of each row, ties to the lower column."""
+    if (kernels := triton_masks.kernels_for(scores)) is not None:
+        marked: Tensor = kernels.top_of_groups(scores.contiguous(), n, m)
+        return marked
     out_features, in_features = scores.shape
     padded = pad_columns(scores, m)
     groups = padded.shape[1] // m

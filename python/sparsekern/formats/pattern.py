@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from . import triton_masks
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -321,6 +323,9 @@ def top_mask(scores: Tensor, count: int) -> Tensor:
         return torch.zeros_like(scores, dtype=torch.bool)
     if count >= flat.numel():
         return torch.ones_like(scores, dtype=torch.bool)
+    if (kernels := triton_masks.kernels_for(flat)) is not None:
+        marked: Tensor = kernels.top_mask(flat.contiguous(), count)
+        return marked.view(scores.shape)
     threshold = torch.topk(flat, count, sorted=False).values.min()
     mask = flat > threshold
     ties = (flat == threshold).nonzero().squeeze(1)

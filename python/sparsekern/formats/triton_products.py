@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import triton_profile
+from .._triton import unusable
 from .pattern import Pattern
 from .products import VALUES_SHAPE, Products
 
 LIBRARY = "sparsekern_triton"
 FORMATS = ("bsr", "csr", "nm", "vnm")
 """Those that have Triton kernels."""
-OLDEST = (8, 0)
-"""Compute capability that they are written for: bfloat16 and asynchronous copies."""
 
 _PRODUCTS: dict[str, TritonProducts] = {}
 
@@ -51,30 +49,15 @@ def missing(format: str, kind: str) -> str | None:
 
 @functools.cache
 def _missing(format: str, kind: str) -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed; torch for CUDA brings it along"
+    if (reason := unusable(kind)) is not None:
+        return reason
     if format not in FORMATS:
         return f"there are Triton kernels for {', '.join(FORMATS)}, not for {format}"
-    try:
-        from ..triton_kernels.common import INTERPRETED
-    except Exception as error:  # whatever an installation that does not fit this torch or machine raises
-        return f"Triton cannot be used: {type(error).__name__}: {error}"
-    if kind == "cuda":
-        if not torch.cuda.is_available():
-            return "torch finds no GPU that it can use"
-        capability = torch.cuda.get_device_capability()
-        if capability < OLDEST:
-            got = ".".join(map(str, capability))
-            return f"its kernels need compute capability {'.'.join(map(str, OLDEST))} or later, got {got}"
-    elif kind == "cpu":
-        if not INTERPRETED:
-            return "on the CPU it is only interpreted, for tests, with TRITON_INTERPRET=1 from the start"
-    elif kind != "meta":
-        return f"there are kernels for CUDA, none for {kind}"
     if kind == "cuda" and not _PRODUCTS:
         triton_profile.load(triton_profile.profile_path())
     if format not in _PRODUCTS:
-        _PRODUCTS[format] = _register(format, INTERPRETED)
+        kernels: Any = importlib.import_module("..triton_kernels.common", __package__)
+        _PRODUCTS[format] = _register(format, kernels.INTERPRETED)
     return None
 
 

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import triton_masks
 from .groups import chunk
 
 _TOLERANCE = 1e-5  # a swap must gain more, relative to f: 10 times what rounding can move a sum
@@ -38,6 +39,9 @@ def best_columns(scores: Tensor, v: int, m: int) -> Tensor:
 
     In a last group that is cut short these may be columns past the edge, if it has fewer than 4.
     """
+    if m <= 8 and (kernels := triton_masks.kernels_for(scores)) is not None:
+        found: Tensor = kernels.best_columns(scores.contiguous(), v, m)
+        return found
     out_features, in_features = scores.shape
     height = max(1, min(v, out_features))
     row_tiles, groups = -(-out_features // v), -(-in_features // m)
