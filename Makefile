@@ -3,11 +3,14 @@
 #   PYTHON=python3.12          the Python of a new .venv
 #   PIP_ARGS="--option ..."    for every `pip install`, such as an index of CPU-only builds of torch
 #   ARGS="--option ..."        for the program that a target runs
+#   WORKERS=                   `make test` in one process, as for a debugger
 #   SPARSEKERN_CUDA=off        and other settings of the build (see setup.py); `make clean` before a change of them
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = pip==26.3
+# Files stay whole: some build what all of their tests use.
+WORKERS ?= -n auto --maxprocesses 4 --dist loadfile
 CXX_FILES := $(shell find csrc -type f)
 
 # For setup.py, which runs the pinned cmake and ninja.
@@ -28,7 +31,7 @@ demo: build ## train a network dense and sparse, and compare
 	$(BIN)/python examples/train_vision.py $(ARGS)
 
 test: build $(VENV)/dev.stamp ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 bench: build ## measure the products against dense torch and peers, into bench/results
 	$(BIN)/python bench/run.py $(ARGS)

@@ -107,10 +107,11 @@ def test_shares_of_the_roofline() -> None:
     case = Case(20, 30, 8, 0.5, "forward_backward")
     ours, dense = (rows_of(case)[i] for i in (0, 2))
     flop = 2 * 300 * 8 * 3
-    # The median of the shares is a share of some reading between the slowest and the fastest.
     for row, work in ((ours, flop), (dense, 2 * flop)):
-        low, high = (work / (1e-3 * ms) / 100e9 for ms in (2 * row.p80_ms, row.p20_ms / 2))
-        assert low <= row.peak_fraction <= high
+        third = (row.p80_ms - row.p20_ms) / 3  # of what lies between the two readings
+        readings = row.p20_ms - third, row.p80_ms + third
+        shares = [work / (1e-3 * ms) / 100e9 for ms in readings]
+        assert row.peak_fraction == pytest.approx(sum(shares) / 2)
     weight_bytes = 4 * 300 + 2 * 300 + 4 * 21  # values, 16-bit columns, row_ptr
     assert ours.read_fraction == pytest.approx(weight_bytes / (1e-3 * ours.median_ms) / 10e9)
     assert dense.read_fraction == pytest.approx(4 * 600 / (1e-3 * dense.median_ms) / 10e9)
