@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = pip==26.3
-# Files stay whole: some build what all of their tests use.
+# Files stay whole: some build what all of their tests use. Threads that wait would keep other workers from the CPUs.
 WORKERS ?= -n auto --maxprocesses 4 --dist loadfile
 CXX_FILES := $(shell find csrc -type f)
 
@@ -31,7 +31,7 @@ demo: build ## train a network dense and sparse, and compare
 	$(BIN)/python examples/train_vision.py $(ARGS)
 
 test: build $(VENV)/dev.stamp ## run the tests
-	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 bench: build ## measure the products against dense torch and peers, into bench/results
 	$(BIN)/python bench/run.py $(ARGS)

@@ -84,7 +84,7 @@ def test_tiles_of_rows(stem: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(csr_weight, "tile", lambda *at: random.choice(tiles))
     groups = groups_launch.LONG if dtype == torch.float32 else groups_launch.SHORT
     monkeypatch.setattr(groups_launch, "choice", lambda *at: random.choice(groups))
-    spec, shape = random.choice(SPECS[stem]), random.choice(((70, 50), (140, 20), (20, 140)))
+    spec, shape = random.choice(SPECS[stem]), random.choice(((70, 50), (20, 90)))
     check(Case(spec, shape, random.choice((19, 70)), random.choice((0.005, 0.5)), dtype, lay))
 
 
