@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -10,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,3 +94,26 @@ def test_float64_is_refused() -> None:
 def test_importing_sparsekern_leaves_triton_alone() -> None:
     code = "import sys, sparsekern; assert 'sparsekern.triton_kernels' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(not FOUND, reason="needs Triton: pip install triton")
+def test_kernels_are_launched_on_the_gpu_of_their_first_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsekern.triton_kernels import bsr, common, csr, masks, nm, vnm
+
+    current = [torch.device("cuda", 0)]
+
+    @contextlib.contextmanager
+    def device(other: torch.device) -> Iterator[None]:
+        current.append(other)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    there: Any = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 1))
+    launch: Any = common.on_device(lambda first, index: (current[-1], index))
+    assert launch(there, index=3) == (there.device, 3)
+    assert launch(SimpleNamespace(is_cuda=False), index=3) == (torch.device("cuda", 0), 3)
+    products = ("linear", "linear_backward_input", "linear_backward_weight")
+    launching = [getattr(module, name) for module in (bsr, csr, nm, vnm) for name in products]
+    for function in (*launching, masks.top_mask, masks.top_of_groups, masks.best_columns):
+        assert function.__code__ is launch.__code__, function.__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,11 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs Triton: pip install triton", allow_module_level=True)
 
-from sparsekern import triton_profile
+from sparsekern import cost_gpu, cost_triton, triton_profile
 from sparsekern.benchmark import tune_triton
+from sparsekern.dense import DENSE, NATIVE
+from sparsekern.formats import parse_format
+from sparsekern.formats.products import PRODUCTS
 from sparsekern.triton_kernels import bsr_tiles, common
 from sparsekern.triton_kernels.common import Config, Gpu
 
@@ -60,7 +64,7 @@ def test_what_is_measured_is_chosen(tmp_path: Path) -> None:
     assert len(set(asked)) == 4
     assert not common.TUNED
     path = tmp_path / "tiles.json"
-    triton_profile.write(path, best, "a test")
+    triton_profile.write(path, best, {}, "a test")
     triton_profile.load(path)
     assert bsr_tiles.product_config(*ARGUMENTS) == best[NAME]
 
@@ -70,11 +74,20 @@ def test_what_is_measured_is_chosen(tmp_path: Path) -> None:
     [
         ("{", "must be a profile of Triton's kernels"),
         ("[]", "must be a profile"),
+        ('{"version": 1, "tiles": {}}', "no 'speedups'"),
+        ('{"version": 1, "tiles": {}, "speedups": {"a": 0}}', "'a' must be how many times as fast, got 0"),
+        (
+            '{"version": 1, "tiles": {}, "speedups": {"a": "2"}}',
+            "'a' must be how many times as fast, got '2'",
+        ),
         ('{"version": 0, "tiles": {}}', "version must be 1, got 0"),
         ('{"version": 1}', "no 'tiles'"),
-        ('{"version": 1, "tiles": {"a": [128, 256, 64, 8]}}', "'a' must be rows, columns"),
-        ('{"version": 1, "tiles": {"a": [100, 256, 64, 8, 3]}}', "'a' must be rows, columns"),
-        ('{"version": 1, "tiles": {"a": [128, 256, 64, 8, "3"]}}', "'a' must be rows, columns"),
+        ('{"version": 1, "tiles": {"a": [128, 256, 64, 8]}, "speedups": {}}', "'a' must be rows, columns"),
+        ('{"version": 1, "tiles": {"a": [100, 256, 64, 8, 3]}, "speedups": {}}', "'a' must be rows, columns"),
+        (
+            '{"version": 1, "tiles": {"a": [128, 256, 64, 8, "3"]}, "speedups": {}}',
+            "'a' must be rows, columns",
+        ),
     ],
 )
 def test_files_that_are_no_profile(tmp_path: Path, text: str, error: str) -> None:
@@ -92,6 +105,36 @@ def test_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert triton_profile.profile_path().name == "triton-nvidia-h200-sxm.json"
     monkeypatch.setenv("SPARSEKERN_TRITON_PROFILE", str(tmp_path / "mine.json"))
     assert triton_profile.profile_path() == tmp_path / "mine.json"
-    triton_profile.write(triton_profile.profile_path(), {NAME: Config(64, 128, 64, 4, 4)}, "a test")
+    triton_profile.write(triton_profile.profile_path(), {NAME: Config(64, 128, 64, 4, 4)}, {}, "a test")
     assert json.loads((tmp_path / "mine.json").read_text())["tiles"] == {NAME: [64, 128, 64, 4, 4]}
     assert [path.name for path in tmp_path.iterdir()] == ["mine.json"]
+
+
+def test_kernels_that_were_measured_to_be_faster_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost_triton, "of_device", lambda device: cost_gpu.HOPPER)
+    pattern = parse_format("bsr64").random((256, 256), 0.5, None)
+    call = (pattern, 100, torch.bfloat16, True, True)
+    assert not cost_triton.beats_native(*call, NATIVE)
+    found = {triton_profile.speedup_key("bsr32", torch.bfloat16, 256, True): 1.2}
+    for speedups, chosen in ((found, True), (dict.fromkeys(found, 1.02), False)):
+        monkeypatch.setattr(cost_triton, "SPEEDUPS", speedups)
+        assert cost_triton.beats_native(*call, NATIVE) is chosen
+    monkeypatch.setattr(cost_triton, "SPEEDUPS", found)
+    for dense_is_slower in (True, False):
+        monkeypatch.setattr(cost_triton, "beats_dense", lambda *at, found=dense_is_slower: found)
+        assert cost_triton.beats_native(*call, DENSE) is dense_is_slower
+    assert not cost_triton.beats_native(pattern, 300, torch.bfloat16, True, True, NATIVE)  # another batch
+    assert not cost_triton.beats_native(pattern, 100, torch.bfloat16, False, False, NATIVE)  # inference
+
+
+def test_what_is_compared_with_native_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    pattern = parse_format("bsr16").random((32, 48), 0.5, None)
+    native = PRODUCTS["bsr"]
+    monkeypatch.setattr(tune_triton.triton, "products", lambda format: native)
+    clock = iter([6.0, 9.0, 2.0, 3.0])  # native forward, backward; Triton's
+
+    def seconds(call: Callable[[], object]) -> float:
+        call()
+        return next(clock)
+
+    assert tune_triton.ratios(pattern, torch.float32, 5, seconds) == {False: 3.0, True: 3.0}

@@ -25,6 +25,7 @@ from .common import (
     dot,
     empty_like,
     gpu_of,
+    on_device,
     outer_and,
     outer_sum,
     precision,
@@ -36,6 +37,7 @@ from .common import (
 __all__ = ["linear", "linear_backward_input", "linear_backward_weight"]
 
 
+@on_device
 def linear(
     x: Tensor,
     values: Tensor,
@@ -53,6 +55,7 @@ def linear(
     return _multiply(x, values, bias, y, index, shape, block, strides, activation)
 
 
+@on_device
 def linear_backward_input(grad: Tensor, values: Tensor, pattern: list[Tensor], sizes: list[int]) -> Tensor:
     """``dx = g W``."""
     out_features, in_features, height, width = map(int, sizes)

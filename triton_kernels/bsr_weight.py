@@ -11,9 +11,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .bsr_tiles import weight_config
-from .common import bucket, dot, gpu_of, outer_and, outer_sum, precision, rounded, wrap_triton
+from .common import bucket, dot, gpu_of, on_device, outer_and, outer_sum, precision, rounded, wrap_triton
 
 
+@on_device
 def linear_backward_weight(grad: Tensor, x: Tensor, pattern: list[Tensor], sizes: list[int]) -> Tensor:
     """``dW = gᵀ x``, of each block."""
     out_features, in_features, height, width = map(int, sizes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import heapq
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, ParamSpec
+from typing import Any, Concatenate, NamedTuple, ParamSpec
 
 import torch
 import triton
@@ -19,6 +19,19 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 
 # torch 2.11's refuses interpreted kernels, which need no wrapping.
 wrap_triton: Callable[..., Any] = (lambda kernel: kernel) if INTERPRETED else torch.library.wrap_triton
+
+
+def on_device(function: Callable[Concatenate[Tensor, P], Tensor]) -> Callable[Concatenate[Tensor, P], Tensor]:
+    """What launches kernels, on the GPU of its first argument: Triton launches on the current one."""
+
+    @functools.wraps(function)
+    def launching(first: Tensor, /, *rest: P.args, **options: P.kwargs) -> Tensor:
+        if not first.is_cuda:
+            return function(first, *rest, **options)
+        with torch.cuda.device(first.device):
+            return function(first, *rest, **options)
+
+    return launching
 
 
 class Config(NamedTuple):

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import activate, empty_like, rounded, wrap_triton
+from .common import activate, empty_like, on_device, rounded, wrap_triton
 from .csr_weight import Lanes, feature_major, linear_backward_weight
 
 __all__ = ["linear", "linear_backward_input", "linear_backward_weight"]
@@ -30,6 +30,7 @@ SINGLE, FEW, MANY = Lanes(4, 64, 1, 4), Lanes(4, 8, 16, 4), Lanes(16, 4, 32, 4)
 """Of the product: for one row of x, up to 16, and more."""
 
 
+@on_device
 def linear(
     x: Tensor,
     values: Tensor,
@@ -44,6 +45,7 @@ def linear(
     return _multiply(x, values, bias, row_ptr, col_idx, None, int(sizes[0]), activation)
 
 
+@on_device
 def linear_backward_input(grad: Tensor, values: Tensor, pattern: list[Tensor], sizes: list[int]) -> Tensor:
     """``dx = g W``."""
     _, _, t_row_ptr, t_col_idx, t_slot = pattern

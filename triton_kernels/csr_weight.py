@@ -25,6 +25,7 @@ from .common import (
     fitting,
     gpu_of,
     key,
+    on_device,
     precision,
     remembered,
     rounded,
@@ -55,6 +56,7 @@ TILES_LONG = (Config(64, 64, 16, 8, 3), Config(32, 32, 32, 4, 3))
 """Of 16 bits; of float32."""
 
 
+@on_device
 def linear_backward_weight(grad: Tensor, x: Tensor, pattern: list[Tensor], sizes: list[int]) -> Tensor:
     """``dW = gᵀ x``, where W has values."""
     row_ptr, col_idx, _, _, _ = pattern

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import wrap_triton
+from .common import on_device, wrap_triton
 
 BLOCK = tl.constexpr(2048)
 _PROGRAMS = (
@@ -24,6 +24,7 @@ _PROGRAMS = (
 )
 
 
+@on_device
 def top_mask(scores: Tensor, count: int) -> Tensor:
     """Bool tensor that marks the ``count`` largest of ``scores``, ties to the lower flat index.
 
@@ -127,6 +128,7 @@ def _mark(scores, key, left, before, mask, size):
     tl.store(mask + at, ((keys > tl.load(key)) | (tie & (rank <= tl.load(left)))).to(tl.int8), mask=at < size)
 
 
+@on_device
 def top_of_groups(scores: Tensor, n: int, m: int) -> Tensor:
     """Bool ``[out, in]``: the ``n`` largest of each ``m`` columns of each row, ties to the lower column.
 
@@ -164,6 +166,7 @@ def _top_of_groups(
     tl.store(mask + at, (tl.sum(wins.to(tl.int32), 2) < n).to(tl.int8), mask=inside)
 
 
+@on_device
 def best_columns(scores: Tensor, v: int, m: int) -> Tensor:
     """Bool ``[row tiles, groups · m]``: the 4 columns of each v × m tile that keep most with 2 for each row.
 

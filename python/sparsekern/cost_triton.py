@@ -1,4 +1,6 @@
-"""What a product costs in Triton, by arithmetic: for ``backend="auto"`` without native GPU kernels.
+"""What a product costs in Triton, by arithmetic: for ``backend="auto"``.
+
+It counts where there are no native GPU kernels, or ``tune`` measured these to be slower.
 
 **Not yet measured on a GPU.** As in :mod:`.cost_gpu` a product takes as long as what bounds it. Other than
 the native kernels, Triton's run ``wgmma`` on Hopper, but no sparse tensor cores: N:M saves bytes alone, and
@@ -11,9 +13,11 @@ import math
 
 import torch
 
-from .cost import MARGIN, remembered_at
+from .cost import MARGIN, family, remembered_at
 from .cost_gpu import Facts, Gpu, copy_seconds, dense_seconds, of_device
+from .dense import NATIVE, Plan
 from .formats import Pattern
+from .triton_profile import SPEEDUPS, speedup_key
 
 SHARE = 0.8
 """Of cuBLAS's rate, in tiles as large as its own: they are read without multicast. As others measured it."""
@@ -60,6 +64,16 @@ def beats_dense(pattern: Pattern, batch: int, dtype: torch.dtype, need_x: bool, 
         gpu = of_device(pattern.device)
         found = pattern.memo[at] = _wins(Facts.of(pattern), where[0], dtype, gpu, need_x, need_values)
     return found
+
+
+def beats_native(
+    pattern: Pattern, batch: int, dtype: torch.dtype, need_x: bool, need_values: bool, plan: Plan
+) -> bool:
+    """Whether ``tune`` measured Triton's kernels to be faster in such a call, and dense is not faster yet."""
+    name = speedup_key(family(pattern), dtype, batch, need_x or need_values)
+    if SPEEDUPS.get(name, 0.0) * MARGIN <= 1.0:
+        return False
+    return plan == NATIVE or beats_dense(pattern, batch, dtype, need_x, need_values)
 
 
 def _wins(facts: Facts, batch: int, dtype: torch.dtype, gpu: Gpu, need_x: bool, need_values: bool) -> bool:

@@ -105,6 +105,9 @@ def linear(
         y = triton.products(pattern.format).linear(flat, values.to(dtype), bias, pattern, activation)
         return y if x.dim() == 2 else y.view(*x.shape[:-1], out_features)
     plan = DENSE if backend == "dense" else NATIVE if backend == "native" else choose(flat, values, pattern)
+    if backend == "auto" and kind == "cuda" and measured_in_triton(flat, values, pattern, plan):
+        y = triton.products(pattern.format).linear(flat, values.to(dtype), bias, pattern, activation)
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], out_features)
     if plan == NATIVE:
         y = PRODUCTS[pattern.format].linear(flat, values.to(dtype), bias, pattern, activation)
     elif torch.compiler.is_compiling():
@@ -139,6 +142,15 @@ def prefers_triton(x: Tensor, values: Tensor, pattern: Pattern) -> bool:
     grad = torch.is_grad_enabled()
     need = grad and x.requires_grad, grad and values.requires_grad
     return cost_triton.beats_dense(pattern, x.shape[0], x.dtype, *need)
+
+
+def measured_in_triton(x: Tensor, values: Tensor, pattern: Pattern, plan: Plan) -> bool:
+    """Whether ``"auto"`` runs Triton's kernels and not ``plan``, as ``tune`` measured them on this GPU."""
+    if torch.compiler.is_compiling() or triton.missing(pattern.format, x.device.type) is not None:
+        return False
+    grad = torch.is_grad_enabled()
+    need = grad and x.requires_grad, grad and values.requires_grad
+    return cost_triton.beats_native(pattern, x.shape[0], x.dtype, *need, plan)
 
 
 def _dense(x: Tensor, values: Tensor, bias: Tensor | None, pattern: Pattern) -> Tensor:

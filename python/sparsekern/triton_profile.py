@@ -1,6 +1,8 @@
-"""Which tiles of Triton's kernels were measured to be the fastest on a GPU: the file that ``tune`` writes.
+"""What ``tune`` measured of Triton's kernels on a GPU, and the file that it writes.
 
-Without one, tiles are chosen by arithmetic. Nothing is measured when a layer first runs.
+These are the fastest tiles, and how much faster they are than the native kernels. Without a file, tiles are
+chosen by arithmetic, and ``backend="auto"`` prefers native kernels. Nothing is measured when a layer first
+runs.
 """
 
 from __future__ import annotations
@@ -22,6 +24,18 @@ if TYPE_CHECKING:
 VERSION = 1
 """Of the file's layout, and of what its names mean."""
 
+BATCHES = (16, 64, 256, 4096)
+"""That ``tune`` measures; each stands for those below it, the last for larger ones too."""
+
+SPEEDUPS: dict[str, float] = {}
+"""How many times as fast as the native kernels, where both were measured: by :func:`speedup_key`."""
+
+
+def speedup_key(family: str, dtype: torch.dtype, batch: int, training: bool) -> str:
+    """Names a measured ratio, e.g. ``"bsr32/bfloat16/256/training"``: of y alone, or with both gradients."""
+    end = next((end for end in BATCHES if batch <= end), BATCHES[-1])
+    return f"{family}/{str(dtype).removeprefix('torch.')}/{end}/{'training' if training else 'inference'}"
+
 
 def profile_path(device: int = 0) -> Path:
     """Where ``python -m sparsekern tune`` keeps what it measured on a GPU: a file for each model of GPU.
@@ -35,48 +49,58 @@ def profile_path(device: int = 0) -> Path:
 
 
 def load(path: Path) -> None:
-    """Let the kernels use the tiles in a file, if there is one. A file that cannot be used is warned of."""
-    from .triton_kernels import common
-
+    """Let what is in a file, if there is one, be used. A file that cannot be used is warned of."""
     if not path.exists():
         return
     try:
-        found = read(path)
+        tiles, speedups = read(path)
     except (OSError, ValueError) as error:
         again = "`python -m sparsekern tune` makes a new one"
         warnings.warn(f"{error}; tiles are chosen by arithmetic. {again}", RuntimeWarning, stacklevel=2)
         return
-    common.TUNED.update(found)
+    use(tiles, speedups)
+
+
+def use(tiles: Mapping[str, Config], speedups: Mapping[str, float]) -> None:
+    """From now on, beside what is used already."""
+    from .triton_kernels import common
+
+    common.TUNED.update(tiles)
     common.forget()
+    SPEEDUPS.update(speedups)
 
 
-def read(path: Path) -> dict[str, Config]:
-    """The tiles in a file. Raises ``ValueError`` that names the file if it is not one of this version."""
+def read(path: Path) -> tuple[dict[str, Config], dict[str, float]]:
+    """Tiles and speed-ups in a file. Raises ``ValueError`` that names it if it is not one of this version."""
     from .triton_kernels.common import Config
 
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["version"] != VERSION:
             raise ValueError(f"version must be {VERSION}, got {data['version']!r}")
-        tiles = data["tiles"]
+        tiles, speedups = data["tiles"], data["speedups"]
         for name, numbers in tiles.items():
             good = isinstance(numbers, list) and len(numbers) == len(Config._fields)
             good = good and all(type(n) is int and 1 <= n <= 1024 for n in numbers)
             # All but the number of stages must be powers of 2.
             if not good or any(n & (n - 1) for n in numbers[:-1]):
                 raise ValueError(f"{name!r} must be {', '.join(Config._fields)}, got {numbers!r}")
-        return {name: Config(*numbers) for name, numbers in tiles.items()}
+        for name, ratio in speedups.items():
+            if not isinstance(ratio, int | float) or not 0 < ratio < 1e3:
+                raise ValueError(f"{name!r} must be how many times as fast, got {ratio!r}")
+        return {name: Config(*numbers) for name, numbers in tiles.items()}, speedups
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path} must be a profile of Triton's kernels: {what}") from None
 
 
-def write(path: Path, tiles: Mapping[str, Config], source: str) -> None:
+def write(path: Path, tiles: Mapping[str, Config], speedups: Mapping[str, float], source: str) -> None:
     """Save; a reader sees the old file or the new one, never half of it."""
     data = {
         "version": VERSION,
         "source": source,
         "tiles": {name: list(tiles[name]) for name in sorted(tiles)},
+        "speedups": dict(sorted(speedups.items())),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.tmp")

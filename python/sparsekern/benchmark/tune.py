@@ -64,12 +64,15 @@ def main(arguments: argparse.Namespace) -> int:
     status = tune_cpu(arguments)
     if status == 0 and torch.cuda.is_available() and triton_products.missing("bsr", "cuda") is None:
         path = triton_profile.profile_path()
+        source = f"measured with torch {torch.__version__}"
         try:
-            triton_profile.write(path, tune_triton.measure(), f"measured with torch {torch.__version__}")
+            tiles = tune_triton.measure()
+            triton_profile.use(tiles, {})
+            triton_profile.write(path, tiles, tune_triton.compare(), source)
         except KeyboardInterrupt:
             print("interrupted; no profile of Triton's kernels was written", file=sys.stderr)
             return 130
-        print(f"wrote {path}: tiles of Triton's kernels")
+        print(f"wrote {path}: tiles of Triton's kernels, and how they compare with the native ones")
         triton_profile.load(path)
     return status
 
