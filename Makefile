@@ -9,8 +9,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = pip==26.3
-# Files stay whole: some build what all of their tests use. Threads that wait would keep other workers from the CPUs.
-WORKERS ?= -n auto --maxprocesses 4 --dist loadfile
+# Files stay whole, as some build what all of their tests use, and in order: short lists of long tests would come last.
+# Threads that wait would keep other workers from the CPUs.
+WORKERS ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 CXX_FILES := $(shell find csrc -type f)
 
 # For setup.py, which runs the pinned cmake and ninja.
