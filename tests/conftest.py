@@ -24,7 +24,9 @@ def pytest_report_header() -> str:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     # Each test has its own random stream, so that it draws the same numbers when it runs alone.
-    torch.manual_seed(SEED + zlib.crc32(item.nodeid.encode()))
+    seed = SEED + zlib.crc32(item.nodeid.encode())
+    torch.manual_seed(seed)
+    random.seed(seed)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -16,7 +16,7 @@ def facts(spec: str, percent: int) -> Facts:
     return Facts(kind.kind.format, (SIZE, SIZE), SIZE * SIZE * percent // 100, kind.options)
 
 
-def wins(spec: str, percent: int, batch: int, dtype: torch.dtype, gpu: Gpu = HOPPER) -> bool:
+def wins(spec: str, percent: float, batch: int, dtype: torch.dtype, gpu: Gpu = HOPPER) -> bool:
     training = batch > 16
     return cost_triton._wins(facts(spec, percent), batch, dtype, gpu, training, training)
 
@@ -35,7 +35,7 @@ def test_compiled_graphs_choose_by_the_same_arithmetic(spec: str, few: bool, dty
 def test_groups_pay_with_few_rows_alone(spec: str, percent: int, dtype: torch.dtype) -> None:
     assert wins(spec, percent, 16, dtype)
     assert not wins(spec, percent, 4096, dtype)
-    assert wins("128:2:16", 12, 4096, dtype) == (dtype == torch.bfloat16)
+    assert wins("128:2:16", 12.5, 4096, dtype) == (dtype == torch.bfloat16)
 
 
 @pytest.mark.parametrize("gpu", [HOPPER, AMPERE])

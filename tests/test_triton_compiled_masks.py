@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import random
@@ -10,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -21,18 +23,19 @@ from sparsekern.formats import triton_masks
 from sparsekern.triton_kernels import masks
 from triton_compile import GPUS, Recorder, compile_for
 
+LAUNCHED = ("_count_digits", "_next_digit", "_count_ties", "_mark", "_top_of_groups", "_best_columns")
+
 
 def launches(dtype: torch.dtype, m: int) -> list[Any]:
     """Of all kernels, for scores of this dtype in groups of m."""
-    recorder, kept = Recorder(), masks.wrap_triton
-    masks.wrap_triton = recorder
-    try:
+    recorder = Recorder()
+    with contextlib.ExitStack() as stack:
+        for name in LAUNCHED:
+            stack.enter_context(mock.patch.object(masks, name, recorder(getattr(masks, name))))
         scores = torch.zeros(64, 512, dtype=dtype)
         masks.top_mask(scores, 100)
         masks.top_of_groups(scores, 2, m)
         masks.best_columns(scores, 16, max(4, min(m, 8)))
-    finally:
-        masks.wrap_triton = kept
     return recorder.launches
 
 

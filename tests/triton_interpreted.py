@@ -126,6 +126,19 @@ def test_only_the_pattern_is_read(spec: str) -> None:
 
 
 @one_each
+def test_strided_values_and_bias_are_refused(spec: str) -> None:
+    pattern = random_pattern(spec, (20, 30), 0.4)
+    x, values = torch.randn(3, 30), torch.randn(pattern.values_shape)
+    apart = values.repeat_interleave(2, -1)[..., ::2]
+    with pytest.raises(ValueError, match="values must be contiguous, got strides"):
+        sk.linear(x, apart, pattern, backend="triton")
+    with pytest.raises(ValueError, match="bias must be contiguous, got strides"):
+        sk.linear(x, values, pattern, torch.randn(1).expand(20), backend="triton")
+    with pytest.raises(ValueError, match="values must be contiguous"):
+        op(pattern, "linear_backward_input", LIBRARY)(torch.randn(3, 20), apart, *where(pattern))
+
+
+@one_each
 def test_results_have_the_layout_of_their_input(spec: str) -> None:
     pattern = random_pattern(spec, (30, 20), 0.3)
     values = torch.randn(pattern.values_shape)

@@ -53,6 +53,12 @@ def test_top_mask(make: Any, dtype: torch.dtype) -> None:
             assert torch.equal(masks.top_mask(scores, count), top_mask(scores, count)), (size, count)
 
 
+def test_programs_that_count_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masks, "_PROGRAMS", 2)
+    scores = many_ties(9000)
+    assert torch.equal(masks.top_mask(scores, 4000), top_mask(scores, 4000))
+
+
 @scores_of
 @dtypes
 def test_top_of_groups(make: Any, dtype: torch.dtype) -> None:

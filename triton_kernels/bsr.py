@@ -22,6 +22,7 @@ from .bsr_weight import linear_backward_weight
 from .common import (
     activate,
     bucket,
+    check_contiguous,
     dot,
     empty_like,
     gpu_of,
@@ -77,6 +78,7 @@ def _multiply(
     activation: int,
 ) -> Tensor:
     """``y = σ(x Wᵀ + b)``, or of W transposed: shape, block and its strides are as the product sees W."""
+    check_contiguous(values=values, bias=bias)
     if y.numel() == 0:
         return y
     (features, depth), (height, width), batch, gpu = shape, block, x.shape[0], gpu_of(x.device)

@@ -34,6 +34,13 @@ def on_device(function: Callable[Concatenate[Tensor, P], Tensor]) -> Callable[Co
     return launching
 
 
+def check_contiguous(**tensors: Tensor | None) -> None:
+    """Raise unless they are: the kernels read them number after number."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, got strides {tuple(tensor.stride())}")
+
+
 class Config(NamedTuple):
     """A tile of a result, and how a program goes over what it sums up.
 
@@ -108,8 +115,10 @@ _MEASURED = 4  # per choice: `tune` compiles each, which takes a second
 
 def choose(name: str, configs: Iterable[Config], cost: Callable[[Config], float]) -> Config:
     """The config that was measured to be the best, or that of the least cost."""
-    ASKED[name] = heapq.nsmallest(_MEASURED, configs, key=cost)
-    return TUNED.get(name, ASKED[name][0])
+    candidates = list(configs)
+    ASKED[name] = heapq.nsmallest(_MEASURED, candidates, key=cost)
+    tuned = TUNED.get(name)
+    return tuned if tuned in candidates else ASKED[name][0]
 
 
 _CACHES: list[Any] = []
@@ -149,7 +158,10 @@ def fitting(configs: Iterable[Config], itemsize: int, gpu: Gpu) -> list[Config]:
 
 def precision() -> str:
     """Of float32 products: exact, unless torch's own may run in TF32."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    try:
+        return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    except RuntimeError:  # it was set for cuBLAS alone, by torch's newer names
+        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def empty_like(x: Tensor, features: int) -> Tensor:
@@ -158,6 +170,15 @@ def empty_like(x: Tensor, features: int) -> Tensor:
     if x.stride(0) == 1 and x.stride(1) != 1:
         return x.new_empty((features, batch)).t()
     return x.new_empty((batch, features))
+
+
+def feature_major(x: Tensor) -> Tensor:
+    """``x`` with rows along the batch; one row is one in any layout that has the stride of its features."""
+    if x.stride(0) == 1 or x.shape[0] == 1:
+        return x
+    # Rows a multiple of 16 numbers apart: others Triton takes for unaligned, and reads number by number.
+    copy = x.new_empty((x.shape[1], -(-x.shape[0] // 16) * 16))[:, : x.shape[0]]
+    return copy.copy_(x.t()).t()
 
 
 _INTERPRETED = tl.constexpr(INTERPRETED)

@@ -20,8 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import activate, empty_like, on_device, rounded, wrap_triton
-from .csr_weight import Lanes, feature_major, linear_backward_weight
+from .common import activate, check_contiguous, empty_like, feature_major, on_device, rounded, wrap_triton
+from .csr_weight import Lanes, linear_backward_weight
 
 __all__ = ["linear", "linear_backward_input", "linear_backward_weight"]
 
@@ -63,6 +63,7 @@ def _multiply(
     activation: int,
 ) -> Tensor:
     """``y = σ(x Wᵀ + b)``, or of W transposed."""
+    check_contiguous(values=values, bias=bias)
     y = empty_like(x, rows)
     if y.numel() == 0:
         return y

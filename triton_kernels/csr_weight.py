@@ -22,6 +22,7 @@ from .common import (
     choose,
     cycles,
     dot,
+    feature_major,
     fitting,
     gpu_of,
     key,
@@ -114,13 +115,6 @@ def tile(dtype: torch.dtype, precision: str, shape: tuple[int, int], batch: int,
         return cycles(config, count, -(-batch // config.step), dtype, gpu)
 
     return choose(key("csr weight", dtype, precision, batch), tiles(dtype, gpu), cost)
-
-
-def feature_major(x: Tensor) -> Tensor:
-    """``x`` with rows along the batch; one row is one in any layout that has the stride of its features."""
-    if x.stride(0) == 1 or x.shape[0] == 1:
-        return x
-    return x.t().contiguous().t()
 
 
 @triton.jit

@@ -13,9 +13,11 @@ from .common import (
     Config,
     Gpu,
     bucket,
+    check_contiguous,
     choose,
     cycles,
     empty_like,
+    feature_major,
     fitting,
     gpu_of,
     key,
@@ -55,6 +57,7 @@ class Sizes(NamedTuple):
     width: int
     tile_rows: int
     split: bool
+    selects: bool
 
 
 @dataclass(frozen=True)
@@ -114,11 +117,13 @@ class Groups:
     def sizes(self) -> Sizes:
         """What the choice of tiles depends on."""
         split = self.n & (self.n - 1) == 0
-        return Sizes(self.rows, self.groups, self.places * self.parts, self.width, self.tile_rows, split)
+        places, selects = self.places * self.parts, self.selected is not None
+        return Sizes(self.rows, self.groups, places, self.width, self.tile_rows, split, selects)
 
 
 def linear(w: Groups, x: Tensor, values: Tensor, bias: Tensor | None, activation: int) -> Tensor:
     """``y = σ(x Wᵀ + b)``."""
+    check_contiguous(values=values, bias=bias)
     y = empty_like(x, w.rows)
     if y.numel() == 0:
         return y
@@ -146,6 +151,7 @@ def linear(w: Groups, x: Tensor, values: Tensor, bias: Tensor | None, activation
 
 def backward_input(w: Groups, grad: Tensor, values: Tensor) -> Tensor:
     """``dx = g W``."""
+    check_contiguous(values=values)
     grad_x = empty_like(grad, w.columns)
     if grad_x.numel() == 0:
         return grad_x
@@ -201,7 +207,7 @@ def _gatherable(x: Tensor, w: Groups) -> Tensor:
     """``x`` in the layout from which the selected columns are read best."""
     if w.selected is None or x.stride(0) == 1 or x.shape[0] <= FEW:
         return x
-    return x.t().contiguous().t()
+    return feature_major(x)
 
 
 def configs(dtype: torch.dtype, height: int, gpu: Gpu, split: bool) -> Iterator[Config]:
@@ -235,5 +241,6 @@ def choice(product: str, dtype: torch.dtype, precision: str, w: Sizes, batch: in
         return cycles(config, tiles, steps, dtype, gpu) + waves * steps * expanding
 
     height = w.groups * w.all_places if product == "input" else w.tile_rows
-    name = key(f"groups {product}", dtype, precision, w.width, min(w.tile_rows, 128), batch)
+    format = "vnm" if w.selects else "nm"
+    name = key(f"{format} {product}", dtype, precision, w.all_places, w.split, min(w.tile_rows, 128), batch)
     return choose(name, configs(dtype, height, gpu, w.split or product == "weight"), cost)

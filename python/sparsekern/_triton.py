@@ -5,6 +5,7 @@ Triton is imported when it is first needed: a torch for CPUs comes without.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 
 import torch
@@ -19,6 +20,9 @@ def unusable(kind: str) -> str | None:
         return "Triton is not installed; torch for CUDA brings it along"
     try:
         from .triton_kernels.common import INTERPRETED
+
+        if kind == "cuda" and torch.cuda.is_available():
+            importlib.import_module("triton").runtime.driver.active.get_current_target()  # needs a C compiler
     except Exception as error:  # whatever an installation that does not fit this torch or machine raises
         return f"Triton cannot be used: {type(error).__name__}: {error}"
     if kind == "cuda":

@@ -53,12 +53,17 @@ def _missing(format: str, kind: str) -> str | None:
         return reason
     if format not in FORMATS:
         return f"there are Triton kernels for {', '.join(FORMATS)}, not for {format}"
-    if kind == "cuda" and not _PRODUCTS:
-        triton_profile.load(triton_profile.profile_path())
+    if kind == "cuda":
+        _load_profile()
     if format not in _PRODUCTS:
         kernels: Any = importlib.import_module("..triton_kernels.common", __package__)
         _PRODUCTS[format] = _register(format, kernels.INTERPRETED)
     return None
+
+
+@functools.cache
+def _load_profile() -> None:
+    triton_profile.load(triton_profile.profile_path())
 
 
 def _register(format: str, interpreted: bool) -> TritonProducts:
@@ -83,7 +88,7 @@ def _register(format: str, interpreted: bool) -> TritonProducts:
         return (
             backward_input(grad, values, pattern, sizes) if need_x else nothing(0),
             backward_weight(grad, x, pattern, sizes) if need_values else nothing(0),
-            grad.sum(0) if need_bias else nothing(0),
+            grad.sum(0, dtype=grad.dtype) if need_bias else nothing(0),
         )
 
     for name, function in (
